@@ -1,0 +1,1 @@
+"""The command line: it gathers inputs, calls the library and shows the result."""

@@ -1,0 +1,160 @@
+"""All that the command line writes: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from textseg.result import Found, Segmentation
+
+# A file or a pipe has no width; wide enough that no table is folded there.
+PIPE_WIDTH = 240
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Where one command writes.
+
+    Args:
+        quiet: nothing but errors.
+        json: stdout is kept for one JSON document.
+    """
+
+    quiet: bool = False
+    json: bool = False
+
+    @cached_property
+    def _out(self) -> Console:
+        return _console()
+
+    @cached_property
+    def _err(self) -> Console:
+        # One console for messages and progress, so that a message does not tear the bar.
+        return _console(stderr=True)
+
+    def note(self, message: str) -> None:
+        """Something worth knowing that is nobody's mistake."""
+        self._message("Note: ", "bold cyan", message)
+
+    def warning(self, message: str) -> None:
+        self._message("Warning: ", "bold yellow", message)
+
+    def _message(self, word: str, style: str, message: str) -> None:
+        if not self.quiet:
+            self._err.print(Text.assemble((word, style), _one_line(message)), soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Callable[[str, int, int], None]]:
+        """A bar on stderr while there is a person to see it; gives the function that moves it."""
+        if self.quiet or not self._err.is_terminal:
+            yield lambda stage, done, of: None
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self._err, transient=True) as bar:
+            task = bar.add_task("starting", total=None)
+
+            def show(stage: str, done: int, of: int) -> None:
+                bar.update(task, description=stage, completed=done, total=of)
+
+            yield show
+
+    def segmentation(self, segmentation: Segmentation, written: Sequence[Path]) -> None:
+        """What was found of every prompt and where the files are; as JSON, the record that was written last."""
+        if self.json:
+            self._out.out(written[-1].read_text(encoding="utf-8"), end="", highlight=False)
+            for found in segmentation.found:
+                if not found.is_there:
+                    self.note(str(found))
+            return
+        if self.quiet:
+            return
+        files = {path.name for path in written}
+        self._out.print(_found_table(segmentation, files))
+        for found in segmentation.found:
+            if not found.is_there:
+                self._out.print(str(found), soft_wrap=True)
+        self._out.print(_summary(segmentation), soft_wrap=True)
+        self._out.print(
+            f"{len(written)} files in {written[-1].parent}, the record is {written[-1].name}", soft_wrap=True
+        )
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        table = Table(*columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        for row in rows:
+            table.add_row(*row)
+        self._out.print(table)
+
+    def facts(self, title: str, rows: Mapping[str, str]) -> None:
+        """A titled list of names and what is to say about each."""
+        table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+        for name, value in rows.items():
+            table.add_row(f"  {name}", value)
+        self._out.print(table)
+
+    def lines(self, lines: Sequence[str]) -> None:
+        for line in lines:
+            self._out.print(line, soft_wrap=True)
+
+    def markdown(self, text: str) -> None:
+        """Set in type on a terminal; as it is for anyone else."""
+        if not self._out.is_terminal:
+            self.lines(text.splitlines())
+            return
+        from rich.markdown import Markdown
+
+        self._out.print(Markdown(text))
+
+
+def show_error(sentence: str) -> None:
+    """One line on stderr, whatever was asked for."""
+    _console(stderr=True).print(Text.assemble(("Error: ", "bold red"), _one_line(sentence)), soft_wrap=True)
+
+
+def show_library_warnings() -> None:
+    """What textseg's own modules log goes to stderr in the form of our warnings; other libraries are silent."""
+    logging.basicConfig(format="Warning: %(message)s", level=logging.CRITICAL)
+    logging.getLogger("textseg").setLevel(logging.WARNING)
+
+
+def _console(stderr: bool = False) -> Console:
+    # Neither prompts nor file names are markup, even with brackets in them.
+    console = Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console.width = PIPE_WIDTH
+    return console
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _found_table(segmentation: Segmentation, files: set[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("Prompt")
+    table.add_column("Understood as")
+    table.add_column("Presence", justify="right", no_wrap=True)
+    table.add_column("Volume (ml)", justify="right", no_wrap=True)
+    table.add_column("File", overflow="fold")
+    raise NotImplementedError
+
+
+def _summary(segmentation: Segmentation) -> str:
+    raise NotImplementedError

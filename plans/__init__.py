@@ -1,0 +1,1 @@
+"""Plans and the weights that ship with them: one folder a model."""

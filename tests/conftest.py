@@ -1,0 +1,35 @@
+"""What tests in every folder share: the real scans, and which marked tests run here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real scans beside the checkout; a test that needs it is skipped where there is none."""
+    folder = REPOSITORY.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"Needs the real scans in {folder}, which are not part of the repository.")
+    return folder
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--download", action="store_true", help="also run tests that fetch weights")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("download") and not item.config.getoption("--download"):
+        pytest.skip("Fetches weights; runs with --download.")
+    if item.get_closest_marker("gpu") and not _cuda_is_there():
+        pytest.skip("Needs a CUDA device.")
+
+
+def _cuda_is_there() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from textseg.embeddings.targets import Place, Targets, places
+from textseg.prompts import default_lexicon
+
+WIDTH = 256
+
+
+@pytest.fixture(scope="module")
+def targets() -> Targets:
+    lexicon = default_lexicon()
+    return Targets(list(places(lexicon)), lexicon.findings(), WIDTH)
+
+
+def row(words: str) -> int:
+    return [place.words(None) for place in places(default_lexicon())].index(words)
+
+
+def column(name: str) -> int:
+    return [finding.name for finding in default_lexicon().findings()].index(name)
+
+
+def cosine(one: Tensor, other: Tensor) -> float:
+    return float(one @ other)
+
+
+def test_sides_are_apart_with_and_without_a_finding(targets: Targets) -> None:
+    left, right = row("left kidney"), row("right kidney")
+    tumor = targets.with_findings([column("tumor")])
+    assert cosine(targets.alone()[left], targets.alone()[right]) < 0.5
+    assert cosine(tumor[left, 0], tumor[right, 0]) < 0.55
+
+
+def test_a_lesion_is_apart_from_its_organ_and_from_that_of_another_organ(targets: Targets) -> None:
+    kidney, liver = row("left kidney"), row("liver")
+    tumor, cyst = targets.with_findings([column("tumor"), column("cyst")]).unbind(dim=1)
+    assert cosine(targets.alone()[kidney], tumor[kidney]) < 0.6
+    assert cosine(tumor[kidney], tumor[liver]) < 0.6
+    assert cosine(tumor[kidney], cyst[kidney]) < 0.65
+
+
+def test_different_structures_are_well_apart(targets: Targets) -> None:
+    alone = targets.alone()
+    cosines = alone @ alone.T
+    bases = [place.structure.base if place.structure else "" for place in places(default_lexicon())]
+    different = torch.tensor([[one != other for other in bases] for one in bases])
+    assert cosines[different].max() < 0.65
+
+
+def test_a_said_side_moves_what_has_no_sides(targets: Targets) -> None:
+    alone = targets.alone()
+    left, right = row("left liver"), row("right liver")
+    assert cosine(alone[left], alone[right]) < 0.5
+    assert 0.8 < cosine(alone[left], alone[row("liver")]) < 0.9
+
+
+def test_targets_do_not_depend_on_what_else_there_is(targets: Targets) -> None:
+    lexicon = default_lexicon()
+    kidney = lexicon.find("left kidney")
+    tumor = lexicon.find("tumor")
+    assert kidney is not None
+    assert tumor is not None
+    few = Targets([Place(kidney, "left")], [tumor], WIDTH)
+    torch.testing.assert_close(few.alone()[0], targets.alone()[row("left kidney")])
+    torch.testing.assert_close(
+        few.with_findings([0])[0, 0], targets.with_findings([column("tumor")])[row("left kidney"), 0]
+    )
+
+
+def test_targets_are_the_same_on_every_machine(targets: Targets) -> None:
+    # Image networks are trained on vectors that lie at these targets.
+    alone = targets.alone()[row("left kidney"), :4]
+    with_tumor = targets.with_findings([column("tumor")])[row("left kidney"), 0, :4]
+    expected_alone = torch.tensor([-0.058510, 0.072156, -0.030867, 0.022704])
+    expected_with_tumor = torch.tensor([0.011443, -0.026074, 0.011752, 0.014799])
+    torch.testing.assert_close(alone, expected_alone, atol=1e-5, rtol=0)
+    torch.testing.assert_close(with_tumor, expected_with_tumor, atol=1e-5, rtol=0)

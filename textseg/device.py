@@ -1,0 +1,61 @@
+"""Which device and number type to compute with; the only module that asks for CUDA."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from textseg.errors import DeviceError
+
+DeviceChoice = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class Compute:
+    """A device and the number type of its convolutions."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """A context in which convolutions and matrix products run in `dtype`."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def __str__(self) -> str:
+        return f"{self.device} in {str(self.dtype).removeprefix('torch.')}"
+
+
+def choose_compute(choice: DeviceChoice = "auto", threads: int | None = None) -> Compute:
+    """The device to compute on: CUDA where there is one, unless the CPU is asked for.
+
+    Args:
+        threads: processor threads for torch; None leaves torch's own choice.
+
+    Raises:
+        DeviceError: CUDA was asked for and there is none, or the choice is none of the three.
+    """
+    if choice not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"A device is auto, cpu or cuda, got {choice!r}.")
+    if threads is not None:
+        if threads < 1:
+            raise DeviceError(f"The number of threads is at least 1, got {threads}.")
+        torch.set_num_threads(threads)
+    available = torch.cuda.is_available()
+    if choice == "cuda" and not available:
+        raise DeviceError(
+            "The device cuda needs an NVIDIA GPU, a driver and a CUDA build of torch, but torch sees none. "
+            "Try --device cpu, or see `textseg doctor`."
+        )
+    device = torch.device("cuda" if available and choice != "cpu" else "cpu")
+    return Compute(device, fastest_type(device))
+
+
+def fastest_type(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device computes in it, else float32: emulated bfloat16 is three times slower."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return torch.bfloat16 if native else torch.float32

@@ -1,0 +1,72 @@
+"""The interface behind which every text encoder stands, and the one that is ours."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from textseg.embeddings.text_plan import TextPlan
+from textseg.embeddings.tower import TextTower, load_tower
+from textseg.embeddings.vocabulary import encode, load_vocabulary
+from textseg.errors import ModelError
+
+
+class TextEncoder(Protocol):
+    """Texts to vectors. The name covers the weights: encoders of one name give the same vectors."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Vectors (texts, width), float32 on the CPU; the caller has already cleaned the texts."""
+        ...
+
+
+class OwnTextEncoder:
+    """Our tower and its vocabulary as a `TextEncoder`; its vectors have length one."""
+
+    def __init__(self, tower: TextTower, vocabulary: Tokenizer) -> None:
+        self._tower = tower.eval()
+        self._vocabulary = vocabulary
+        self.width = tower.plan.vector_width
+        self.name = f"textseg-{_fingerprint(tower, vocabulary)}"
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        ids, mask = encode(self._vocabulary, texts, self._tower.plan.longest_tokens)
+        device = self._tower.project.weight.device
+        vectors: Tensor = self._tower(ids.to(device), mask.to(device))
+        return vectors.cpu()
+
+
+def load_own_encoder(folder: Path, plan: TextPlan) -> OwnTextEncoder:
+    """The encoder whose weights and vocabulary lie in a model's folder.
+
+    Raises:
+        ModelError: a file is missing or damaged, or they do not fit the plan or one another.
+    """
+    vocabulary = load_vocabulary(folder)
+    if vocabulary.get_vocab_size() > plan.vocabulary_size:
+        raise ModelError(
+            f"The vocabulary in {folder} may have {plan.vocabulary_size} tokens by the plan, "
+            f"but it has {vocabulary.get_vocab_size()}."
+        )
+    return OwnTextEncoder(load_tower(folder, plan), vocabulary)
+
+
+def _fingerprint(tower: TextTower, vocabulary: Tokenizer) -> str:
+    """Twelve hexadecimal digits that change with any weight or token."""
+    digest = hashlib.sha256(vocabulary.to_str().encode())
+    for name, tensor in sorted(tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,164 @@
+"""The whole flow on one page: a scan and sentences in, masks on the scan's own grid out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from textseg.device import DeviceChoice, choose_compute
+from textseg.embeddings.cache import CachedTextEncoder
+from textseg.embeddings.encoder import TextEncoder, load_own_encoder
+from textseg.errors import PromptError
+from textseg.masks import above_threshold, fill_holes, largest_component
+from textseg.models import ModelFolder, find_model
+from textseg.network.build import fold_batch_norm
+from textseg.network.weights import load_network
+from textseg.prepare import prepare, restore_mask
+from textseg.prompts import Prompt, understand
+from textseg.result import Found, Segmentation, describe_mask
+from textseg.scan import read_scan
+from textseg.sliding import segment_windows
+from textseg.volume import Modality, Volume, guess_modality
+
+ScanLike = str | Path | Sequence[str | Path] | Volume
+Progress = Callable[[str, int, int], None]
+
+
+def segment(
+    scan: ScanLike,
+    prompts: str | Sequence[str],
+    *,
+    model: str | Path = "default",
+    device: DeviceChoice = "auto",
+    modality: Modality | None = None,
+) -> Segmentation:
+    """Masks for prompts in a scan; load a `Segmenter` instead to ask more than once.
+
+    Args:
+        scan: a file, a DICOM folder, the files of several channels, or a `Volume`.
+        prompts: sentences such as "left kidney tumor".
+        model: "default", another shipped model, or a model's folder.
+        device: "auto", "cpu" or "cuda".
+        modality: "ct", "mr" or "pet"; None takes the scan's own word for it, else judges by its values.
+
+    Returns:
+        masks (prompts, x, y, z) on the scan's own grid with what was found of each prompt.
+
+    Raises:
+        ScanError, PromptError, ModelError, DeviceError: see `textseg.errors`.
+    """
+    return Segmenter(model, device=device)(scan, prompts, modality=modality)
+
+
+class Segmenter:
+    """A model that stays loaded and segments one scan after another.
+
+    Args:
+        model: "default", another shipped model, or a model's folder.
+        device: "auto", "cpu" or "cuda".
+        threads: processor threads; None for torch's own choice.
+        text_encoder: another encoder in place of the model's own, of the same width.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "default",
+        *,
+        device: DeviceChoice = "auto",
+        threads: int | None = None,
+        text_encoder: TextEncoder | None = None,
+    ) -> None:
+        self.compute = choose_compute(device, threads)
+        self.model: ModelFolder = find_model(model)
+        self.plan = self.model.plan
+        network = load_network(self.model.path, self.plan)
+        self.network = fold_batch_norm(network).to(self.compute.device)
+        self.text = text_encoder or CachedTextEncoder(load_own_encoder(self.model.path, self.plan.text))
+
+    def __call__(
+        self,
+        scan: ScanLike,
+        prompts: str | Sequence[str],
+        *,
+        modality: Modality | None = None,
+        clean_up: bool = False,
+        progress: Progress = lambda stage, done, of: None,
+    ) -> Segmentation:
+        """Segment one scan.
+
+        Args:
+            scan, prompts, modality: as for `segment`.
+            clean_up: keep only the largest connected part of each mask and fill its holes.
+            progress: called with the stage in words, the steps done and all steps.
+        """
+        began = time.monotonic()
+        understood = understand_all(prompts)
+        progress("reading", 0, 1)
+        volume = scan if isinstance(scan, Volume) else read_scan(scan)
+        used_modality = modality or volume.modality or guess_modality(volume.voxels)
+        masks = np.zeros((len(understood), *volume.geometry.shape), bool)
+        presence = np.zeros(len(understood))
+        for spacing_mm, members in self._by_spacing(understood).items():
+            progress("preparing", 0, 1)
+            prepared = prepare(volume, self.plan, used_modality, spacing_mm)
+            text = self.text.embed([understood[i].canonical for i in members])
+            stage = f"segmenting at {spacing_mm[0]:g} mm"
+            answer = segment_windows(
+                self.network, prepared.image, text, self.plan, self.compute, partial(progress, stage)
+            )
+            for row, index in enumerate(members):
+                presence[index] = float(answer.presence[row])
+                if presence[index] >= self.plan.masks.presence:
+                    masks[index] = restore_mask(answer.logits[row], prepared, self._is_inside)
+        if clean_up:
+            masks = np.stack([fill_holes(largest_component(mask)) for mask in masks])
+        return Segmentation(
+            masks=masks,
+            found=self._found(volume, understood, masks, presence),
+            volume=volume,
+            modality=used_modality,
+            model=self.model,
+            compute=str(self.compute),
+            seconds=time.monotonic() - began,
+            clean_up=clean_up,
+        )
+
+    def _is_inside(self, logits: Tensor) -> Tensor:
+        return above_threshold(logits, self.plan.masks.threshold)
+
+    def _by_spacing(self, prompts: Sequence[Prompt]) -> dict[tuple[float, float, float], list[int]]:
+        """Which prompts share a working spacing, so that the image is prepared and encoded once for them."""
+        shared: dict[tuple[float, float, float], list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            shared.setdefault(self.plan.spacing_for(prompt.group), []).append(index)
+        return shared
+
+    def _found(
+        self,
+        volume: Volume,
+        prompts: Sequence[Prompt],
+        masks: NDArray[np.bool_],
+        presence: NDArray[np.float64],
+    ) -> tuple[Found, ...]:
+        return tuple(
+            Found(prompt, float(score), describe_mask(mask, volume.geometry))
+            for prompt, mask, score in zip(prompts, masks, presence, strict=True)
+        )
+
+
+def understand_all(prompts: str | Sequence[str]) -> list[Prompt]:
+    """Every prompt understood.
+
+    Raises:
+        PromptError: there is none, or one of them can't be a prompt.
+    """
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if not texts:
+        raise PromptError('At least one prompt is needed, got none. Try "liver".')
+    return [understand(text) for text in texts]

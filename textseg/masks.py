@@ -1,0 +1,50 @@
+"""From logits to masks, and from masks to one label map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+
+Mask = NDArray[np.bool_]
+
+
+def above_threshold(logits: Tensor, probability: float) -> Tensor:
+    """Where the sigmoid of the logits is above a probability; the comparison is made on the logits."""
+    return logits > math.log(probability / (1 - probability))
+
+
+def largest_component(mask: Mask) -> Mask:
+    """The largest connected part of a mask (x, y, z), parts joined across faces, edges and corners."""
+    parts, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    if count < 2:
+        return mask
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    return np.asarray(parts == sizes.argmax())
+
+
+def fill_holes(mask: Mask) -> Mask:
+    """The mask with every cavity filled that no path of face-joined background leads out of."""
+    return np.asarray(ndimage.binary_fill_holes(mask))
+
+
+def combine(masks: Mask, certainties: Sequence[NDArray[np.floating]] | None = None) -> NDArray[np.uint16]:
+    """One label map (x, y, z) from masks (prompts, x, y, z): 0 is background, n the n-th prompt.
+
+    Where masks overlap the smaller structure wins, so that a tumour stays visible in its organ; with
+    `certainties` (prompts, x, y, z) the surer prompt wins instead.
+    """
+    labels = np.zeros(masks.shape[1:], np.uint16)
+    if certainties is not None:
+        best = np.argmax(np.where(masks, certainties, -np.inf), axis=0)
+        labels[:] = np.where(masks.any(axis=0), best + 1, 0)
+        return labels
+    sizes = masks.reshape(len(masks), -1).sum(axis=1)
+    for index in np.argsort(-sizes, kind="stable"):
+        labels[masks[index]] = index + 1
+    return labels

@@ -1,0 +1,1 @@
+"""The network: image encoder, text fusion, mask decoder, and its weights on disk."""

@@ -1,0 +1,121 @@
+"""From features to masks: a trunk that no prompt touches, and a thin part that each prompt pays for.
+
+The trunk is a U-Net decoder that runs once per image. At every scale a prompt's query gives a dynamic
+1 × 1 × 1 kernel over the trunk's features (after Tian et al. 2020, CondInst); its few maps are joined with
+the coarser scale and with spatial prompts by one small 3D convolution. So the hundredth prompt, or a click,
+costs a few per cent of the first look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from textseg.network.blocks import ConvNormAct
+from textseg.plan import NetworkPlan, Triple
+
+
+class DecoderTrunk(nn.Module):
+    """Encoder features, finest first → trunk features of the same sizes and widths, finest first."""
+
+    def __init__(self, plan: NetworkPlan) -> None:
+        super().__init__()
+        self.ups = nn.ModuleList()
+        self.merges = nn.ModuleList()
+        for stage in range(len(plan.widths) - 1):
+            width, coarser, stride = plan.widths[stage], plan.widths[stage + 1], plan.strides[stage + 1]
+            self.ups.append(nn.ConvTranspose3d(coarser, width, stride, stride=stride))
+            self.merges.append(ConvNormAct(2 * width, width, plan.norm))
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        x = features[-1]
+        trunk = [x]
+        for stage in reversed(range(len(self.ups))):
+            x = self.merges[stage](torch.cat([self.ups[stage](x), features[stage]], dim=1))
+            trunk.insert(0, x)
+        return trunk
+
+
+class PromptScale(nn.Module):
+    """One scale of a prompt's part: dynamic maps, coarser scale, spatial prompts → hidden maps and logits."""
+
+    def __init__(self, plan: NetworkPlan, stage: int) -> None:
+        super().__init__()
+        coarsest = stage == len(plan.widths) - 1
+        maps, hidden, width = plan.dynamic_maps, plan.prompt_channels[stage], plan.widths[stage]
+        self.maps = maps
+        self.kernel = nn.Linear(plan.query_width, maps * (width + 1))
+        # Fewer channels before the upsampling, not after it: at the finest scale memory is what costs.
+        self.reduce = None if coarsest else nn.Conv3d(plan.prompt_channels[stage + 1], hidden, 1)
+        self.join = nn.Conv3d(maps if coarsest else maps + hidden, hidden, 3, padding=1)
+        self.spatial = nn.Conv3d(plan.spatial_channels, hidden, 3, padding=1, bias=False)
+        self.logit = nn.Conv3d(hidden, 1, 1)
+        # Without training on spatial prompts they have no effect, rather than a random one.
+        nn.init.zeros_(self.spatial.weight)
+        # A rare structure starts as improbable: the first steps are not spent on unlearning a half-full mask.
+        nn.init.constant_(self.logit.bias, -4.0)  # type: ignore[arg-type]
+        # The kernel is a product of two random vectors: keep its maps at about unit size.
+        nn.init.normal_(self.kernel.weight, std=(plan.query_width * width) ** -0.5)
+        nn.init.zeros_(self.kernel.bias)
+
+    def forward(
+        self, trunk: Tensor, queries: Tensor, coarser: Tensor | None, spatial: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """trunk (batch, width, x, y, z), queries (batch, prompts, query width), coarser (batch · prompts,
+        hidden channels of the coarser scale, at its size), spatial (batch · prompts, its channels, x, y, z).
+
+        Returns:
+            hidden maps (batch · prompts, hidden, x, y, z) and logits (batch, prompts, x, y, z).
+        """
+        batch, prompts = queries.shape[:2]
+        kernel = self.kernel(queries).unflatten(-1, (self.maps, -1))
+        weight, bias = kernel[..., :-1].flatten(1, 2), kernel[..., -1].flatten(1, 2)
+        maps = torch.baddbmm(bias[..., None], weight, trunk.flatten(2)).reshape(
+            batch * prompts, self.maps, *trunk.shape[2:]
+        )
+        if self.reduce is not None and coarser is not None:
+            coarser = _resized(self.reduce(coarser), trunk.shape[2:])
+            joined = self.join(torch.cat([maps, coarser], dim=1))
+        else:
+            joined = self.join(maps)
+        if spatial is not None:
+            joined = joined + self.spatial(spatial)
+        hidden = nn.functional.leaky_relu(joined, 0.01)
+        logits = self.logit(hidden) + maps[:, :1]
+        return hidden, logits.reshape(batch, prompts, *trunk.shape[2:])
+
+
+class PromptDecoder(nn.Module):
+    """Trunk features and queries → one logit map a prompt and scale, finest first."""
+
+    def __init__(self, plan: NetworkPlan) -> None:
+        super().__init__()
+        self.strides: tuple[Triple, ...] = plan.strides
+        self.scales = nn.ModuleList(PromptScale(plan, stage) for stage in range(len(plan.widths)))
+
+    def forward(self, trunk: Sequence[Tensor], queries: Tensor, spatial: Tensor | None) -> list[Tensor]:
+        """queries (batch, prompts, width); spatial (batch, prompts, its channels, x, y, z) at full size."""
+        pyramid = self._spatial_pyramid(spatial)
+        hidden: Tensor | None = None
+        logits: list[Tensor] = []
+        for stage in reversed(range(len(self.scales))):
+            hidden, logit = self.scales[stage](trunk[stage], queries, hidden, pyramid[stage])
+            logits.insert(0, logit)
+        return logits
+
+    def _spatial_pyramid(self, spatial: Tensor | None) -> list[Tensor | None]:
+        """The spatial prompts at every scale; max-pooled, so that a single clicked voxel is never lost."""
+        if spatial is None:
+            return [None] * len(self.scales)
+        x = spatial.flatten(0, 1)
+        pyramid: list[Tensor | None] = []
+        for stride in self.strides:
+            x = nn.functional.max_pool3d(x, stride, stride) if stride != (1, 1, 1) else x
+            pyramid.append(x)
+        return pyramid
+
+
+def _resized(x: Tensor, shape: torch.Size) -> Tensor:
+    return nn.functional.interpolate(x, size=shape, mode="trilinear", align_corners=False)

@@ -1,0 +1,221 @@
+"""The plan: one frozen JSON document that owns every number a model is built, trained and run with.
+
+A plan may name another one in `extends` and then hold only what differs: the larger sizes of the default
+network differ in the one dial `network.width` and in nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from textseg.embeddings.text_plan import TextPlan
+from textseg.errors import PlanError
+from textseg.volume import Modality
+
+PLAN_FILE = "plan.json"
+Triple = tuple[int, int, int]
+Millimetres = tuple[float, float, float]
+
+
+class Part(BaseModel):
+    """A frozen section of the plan; unknown keys are refused, so that a misspelt number is never ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class NetworkPlan(Part):
+    """Numbers of the network; every width is `width`, the one dial, times a ratio.
+
+    `strides[i]` is the step from stage i - 1 to stage i, so the first is always (1, 1, 1).
+    """
+
+    width: int = Field(gt=0, multiple_of=8)
+    width_ratios: tuple[float, ...]
+    strides: tuple[Triple, ...]
+    blocks_per_stage: tuple[int, ...]
+    norm: Literal["batch", "instance"]
+    text_width: int = Field(gt=0)
+    query_ratio: float = Field(gt=0)
+    query_layers: int = Field(gt=0)
+    query_heads: int = Field(gt=0)
+    dynamic_maps: int = Field(gt=0)
+    prompt_channels: tuple[int, ...]
+    spatial_channels: int = Field(gt=0)
+
+    @model_validator(mode="after")
+    def stages_agree(self) -> NetworkPlan:
+        per_stage = (self.width_ratios, self.strides, self.blocks_per_stage, self.prompt_channels)
+        if len({len(entries) for entries in per_stage}) != 1:
+            raise ValueError(
+                "width_ratios, strides, blocks_per_stage and prompt_channels need one entry a stage"
+            )
+        if self.strides[0] != (1, 1, 1):
+            raise ValueError("the first stage has stride (1, 1, 1)")
+        if self.query_width % self.query_heads:
+            raise ValueError("width x query_ratio must be a multiple of query_heads")
+        return self
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of each stage, finest first."""
+        return tuple(round(self.width * ratio) for ratio in self.width_ratios)
+
+    @property
+    def query_width(self) -> int:
+        return round(self.width * self.query_ratio)
+
+    @property
+    def total_stride(self) -> Triple:
+        """By how much the coarsest stage is smaller than the image, per axis."""
+        x = y = z = 1
+        for stride in self.strides:
+            x, y, z = x * stride[0], y * stride[1], z * stride[2]
+        return x, y, z
+
+
+class IntensityPlan(Part):
+    """How one modality's values become the network's input: clipped, then (value - mean) / sd.
+
+    Limits are values (HU, SUV) or, where `limits_are` says so, percentiles of the voxels inside the body;
+    where mean and sd are null they are taken from the clipped voxels inside the body.
+    """
+
+    limits: tuple[float, float]
+    limits_are: Literal["values", "percentiles"]
+    mean: float | None
+    sd: float | None
+    body_above: float
+    """Voxels above this belong to the body: a value or, for percentiles, a fraction of the way from the 1st
+    to the 99.5th percentile of the whole image."""
+
+
+class GroupPlan(Part):
+    """At which voxel size the structures of one group of the lexicon are segmented."""
+
+    spacing_mm: Millimetres
+
+
+class WindowPlan(Part):
+    """Sliding windows: their size, how much neighbours share, the width of the Gaussian that blends them."""
+
+    size_voxels: Triple
+    overlap: float = Field(ge=0, lt=1)
+    sigma_fraction: float = Field(gt=0)
+
+
+class MaskPlan(Part):
+    """From logits to masks: the threshold on the probability, the score below which nothing is reported."""
+
+    threshold: float = Field(gt=0, lt=1)
+    presence: float = Field(ge=0, le=1)
+
+
+class TrainingPlan(Part):
+    """The recipe: how the weights of this plan are trained."""
+
+    patch_voxels: Triple
+    batch: int = Field(gt=0)
+    prompts_per_sample: int = Field(gt=1)
+    absent_fraction: float = Field(ge=0, lt=1)
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_steps: int = Field(ge=0)
+    steps: int = Field(gt=0)
+    frozen_norm_fraction: float = Field(ge=0, le=1)
+    ema: float = Field(ge=0, lt=1)
+    gradient_norm: float = Field(gt=0)
+    deep_supervision: tuple[float, ...]
+    presence_weight: float = Field(ge=0)
+    seed: int
+    mixture: dict[str, float]
+
+
+class Plan(Part):
+    """Everything that defines a model except for its weights."""
+
+    format: Literal["textseg-plan-1"]
+    name: str
+    summary: str
+    channels: tuple[str, ...] = Field(min_length=1)
+    groups: dict[str, GroupPlan]
+    default_group: str
+    margin_mm: float = Field(ge=0)
+    intensity: dict[Modality, IntensityPlan]
+    network: NetworkPlan
+    text: TextPlan
+    windows: WindowPlan
+    masks: MaskPlan
+    training: TrainingPlan
+    extends: str | None = None
+
+    @model_validator(mode="after")
+    def parts_agree(self) -> Plan:
+        if self.default_group not in self.groups:
+            raise ValueError(f"default_group {self.default_group!r} is not one of the groups")
+        if self.network.text_width != self.text.vector_width:
+            raise ValueError("network.text_width must equal text.vector_width")
+        for patch in (self.windows.size_voxels, self.training.patch_voxels):
+            if any(size % stride for size, stride in zip(patch, self.network.total_stride, strict=True)):
+                raise ValueError(
+                    f"a window of {patch} can't be divided by the strides {self.network.total_stride}"
+                )
+        return self
+
+    def spacing_for(self, group: str | None) -> Millimetres:
+        """Working spacing in mm (x, y, z of the canonical axes) for a group of the lexicon."""
+        return self.groups.get(group or self.default_group, self.groups[self.default_group]).spacing_mm
+
+
+def read_plan(path: Path) -> Plan:
+    """The plan in a JSON file, or in the `plan.json` of a model's folder.
+
+    Raises:
+        PlanError: the file is missing, is no JSON, or a value in it is missing, unknown or out of range.
+    """
+    document = _document(path / PLAN_FILE if path.is_dir() else path)
+    try:
+        return Plan.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "plan"
+        more = f" ({error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise PlanError(f"The plan {path} is not valid: {where}: {first['msg']}{more}.") from error
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write the whole plan, with whatever it extended filled in."""
+    document = plan.model_copy(update={"extends": None}).model_dump(mode="json", exclude_none=False)
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _document(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise PlanError(f"A plan can't extend itself, but {path} does, by way of {seen[-1].name}.")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(
+            f"A plan is a JSON file that can be read, but {path} can't: {error.strerror}."
+        ) from error
+    except ValueError as error:
+        raise PlanError(f"A plan is a JSON file, but {path} is not one: {error}.") from error
+    if not isinstance(document, dict):
+        raise PlanError(f"A plan is a JSON object, but {path} holds a {type(document).__name__}.")
+    base = document.get("extends")
+    if base is None:
+        return document
+    return _merged(_document(path.parent / base, (*seen, path)), document)
+
+
+def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `change`; sections are merged key by key, everything else is replaced."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged

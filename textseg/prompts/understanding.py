@@ -1,0 +1,333 @@
+"""What a prompt means: the structure and the finding that its words name.
+
+Two limits, on purpose. Negation is not handled: "no liver lesion" is understood as a liver lesion, because a
+prompt asks for a mask and does not report. And a prompt names one thing: of several structures the longest
+name wins ("head of the fibula" is no head, though), then the one beside the side word, then the first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from textseg.errors import PromptError
+from textseg.prompts import cleaning
+from textseg.prompts.cleaning import SIDES, Side
+from textseg.prompts.lexicon import Concept, Kind, Lexicon, default_lexicon
+
+# After these words comes a neighbour, not the thing that is asked for.
+_NEIGHBOUR_WORDS = frozenset(
+    ("near", "nearby", "adjacent", "beside", "abutting", "touching", "compressing", "displacing",
+     "neighboring", "neighbouring")
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt understood: where (structure) and what is abnormal there (finding), each None if not known.
+
+    `side_said` is the side that the text gives to them. `unused` are the words that found no place in either;
+    a caller may show them.
+    """
+
+    text: str
+    words: str
+    structure: Concept | None
+    finding: Concept | None
+    side_said: Side | None = None
+    unused: tuple[str, ...] = ()
+
+    @property
+    def canonical(self) -> str:
+        """Words for the text tower, such as "left kidney tumor"; the cleaned words if nothing is known."""
+        if not self.known:
+            return self.words
+        name = canonical_name(self.structure, self.finding)
+        lost_side = self.side is not None and (self.structure is None or self.structure.side is None)
+        return f"{self.side} {name}" if lost_side else name
+
+    @property
+    def side(self) -> Side | None:
+        """The side that the text says, even where the structure itself has none ("left liver")."""
+        if self.structure is not None and self.structure.side is not None:
+            return self.structure.side
+        return self.side_said
+
+    @property
+    def group(self) -> str | None:
+        """The group whose networks know it. A sarcoma is its own group wherever it grows."""
+        if self.finding is not None and (self.structure is None or self.finding.group == "sarcoma"):
+            return self.finding.group
+        return self.structure.group if self.structure is not None else None
+
+    @property
+    def known(self) -> bool:
+        return self.structure is not None or self.finding is not None
+
+    @property
+    def snomed(self) -> str | None:
+        """SNOMED CT code of what the mask shows: of the finding if there is one, else of the structure."""
+        concept = self.finding or self.structure
+        return concept.snomed if concept is not None else None
+
+
+def canonical_name(structure: Concept | None, finding: Concept | None) -> str:
+    """One name for a structure, a finding, or both ("left pneumothorax" needs no place)."""
+    if structure is None or finding is None:
+        concept = structure or finding
+        return concept.name if concept is not None else ""
+    if not _usual_site(finding, structure):
+        # A pair names its finding in the singular: "ovary tumor".
+        place = structure.name if structure.side else structure.forms[0]
+        return f"{place} {finding.name}"
+    return f"{structure.side} {finding.name}" if structure.side else finding.name
+
+
+def understand(text: str, lexicon: Lexicon | None = None) -> Prompt:
+    """The structure and finding that a text names; unknown text keeps its words and has neither.
+
+    Small spelling errors are forgiven, except in side words. Raises PromptError for text that is no prompt,
+    for contradictory sides and for a side on which the structure does not exist.
+    """
+    lexicon = lexicon or default_lexicon()
+    words = cleaning.clean(text)
+    spelt = (_spelt(token, lexicon) for token in _split_sides(cleaning.tokens(words), lexicon))
+    tokens = _without_neighbours(lexicon.expand(tuple(spelt)), lexicon)
+    side = _side_said(tokens, words, text)
+    matches = _matches(tokens, lexicon)
+    place = _best_place(matches, tokens, side, lexicon)
+    finding = _finding(matches, lexicon)
+    _refuse_two_places(matches, tokens, words, text)
+    structure = _on_side(place, side, text, lexicon)
+    if place is None and finding is not None:
+        structure = inferred_place(finding, side, lexicon)
+    if side is None and (structure is not None or finding is not None):
+        _refuse_misspelt_side(tokens, text, lexicon)
+    return Prompt(text, words, structure, finding, side, _unused(tokens, place, matches))
+
+
+def suggest(text: str, n: int = 3, lexicon: Lexicon | None = None) -> list[str]:
+    """The n concept names nearest to a text, best first, for error messages; fewer if nothing is near."""
+    names = {name.lower(): name for name in (lexicon or default_lexicon()).names()}
+    words = " ".join(text.lower().split())[: cleaning.LONGEST_PROMPT]
+    return [names[near] for near in difflib.get_close_matches(words, names, n=n, cutoff=0.5)]
+
+
+# Sides.
+
+_BOTH_SIDES = (" left and right ", " right and left ", " left or right ", " right or left ")
+
+
+def _side_said(tokens: tuple[str, ...], words: str, text: str) -> Side | None:
+    said: list[Side] = [side for side in SIDES if side in tokens]
+    if len(said) < 2:
+        return said[0] if said else None
+    if any(pair in f" {words} " for pair in _BOTH_SIDES):
+        return None
+    raise PromptError(
+        f"A prompt names one side, got both 'left' and 'right' in {text!r}; write one prompt for each side,"
+        " or 'both' for the pair."
+    )
+
+
+def _split_sides(tokens: tuple[str, ...], lexicon: Lexicon) -> Iterator[str]:
+    """The tokens, with a side that is written together with its name ("leftkidney") split off."""
+    for token in tokens:
+        side = next((side for side in SIDES if token.startswith(side)), None)
+        if side and token not in lexicon.vocabulary and token[len(side) :] in lexicon.vocabulary:
+            yield from (side, token[len(side) :])
+        else:
+            yield token
+
+
+def _refuse_misspelt_side(tokens: tuple[str, ...], text: str, lexicon: Lexicon) -> None:
+    """A side that is spelt wrong is asked for again: guessing it could mark the wrong organ."""
+    for token in tokens:
+        if token in SIDES or token in lexicon.vocabulary or token in lexicon.plain_words or len(token) < 3:
+            continue
+        for side in SIDES:
+            if edit_distance(token, side, 1) <= 1:
+                raise PromptError(
+                    f"A side must be spelt exactly, got {token!r} in {text!r}; did you mean {side!r}?"
+                )
+
+
+def _on_side(place: _Match | None, side: Side | None, text: str, lexicon: Lexicon) -> Concept | None:
+    if place is None:
+        return None
+    structure = lexicon.with_side(place.base, side)
+    if structure is None:
+        only = lexicon.with_side(place.base, None)
+        assert only is not None
+        raise PromptError(
+            f"There is no {side} one of this structure, got {text!r}; did you mean {only.name!r}?"
+        )
+    return structure
+
+
+# Names.
+
+
+@dataclass(frozen=True)
+class _Match:
+    """Tokens start to stop (half open) name a record; `size` counts them without side words."""
+
+    start: int
+    stop: int
+    size: int
+    base: str
+    kind: Kind
+    adjective: bool
+
+
+def _matches(tokens: tuple[str, ...], lexicon: Lexicon) -> list[_Match]:
+    """Names that do not overlap, longest first.
+
+    An adjective ("renal") counts only beside a finding or a general word ("hippocampal body").
+    """
+    candidates = sorted(
+        _candidates(tokens, lexicon), key=lambda match: (-match.size, match.adjective, match.start)
+    )
+    chosen: list[_Match] = []
+    for match in candidates:
+        if all(match.stop <= other.start or other.stop <= match.start for other in chosen):
+            chosen.append(match)
+    nouns = [match for match in chosen if not match.adjective]
+    if not any(match.kind == "finding" or match.base in lexicon.general for match in nouns):
+        return nouns
+    return chosen
+
+
+def _candidates(tokens: tuple[str, ...], lexicon: Lexicon) -> Iterator[_Match]:
+    places = [place for place, token in enumerate(tokens) if token not in SIDES]
+    for first in range(len(places)):
+        for last in range(first, min(first + lexicon.longest, len(places))):
+            named = tuple(tokens[place] for place in places[first : last + 1])
+            for adjective in (False, True):
+                base = lexicon.base_of(named, adjective)
+                if base is not None:
+                    kind = lexicon.kind_of(base)
+                    yield _Match(places[first], places[last] + 1, len(named), base, kind, adjective)
+                    break
+
+
+def _best_place(
+    matches: Iterable[_Match], tokens: tuple[str, ...], side: Side | None, lexicon: Lexicon
+) -> _Match | None:
+    side_places = [place for place, token in enumerate(tokens) if token in SIDES] if side else []
+
+    def preference(match: _Match) -> tuple[bool, int, bool, int, int]:
+        general = match.base in lexicon.general
+        sideless = bool(side) and not lexicon.has_sides(match.base)
+        distance = min((_distance(match, place) for place in side_places), default=0)
+        return (general, -match.size, sideless, distance, match.start)
+
+    return min((match for match in matches if match.kind == "structure"), key=preference, default=None)
+
+
+def _refuse_two_places(matches: list[_Match], tokens: tuple[str, ...], words: str, text: str) -> None:
+    """A prompt like "liver and spleen" would lose one of the two."""
+    named = sum(match.size for match in matches if match.kind == "structure")
+    only_places = named == sum(token not in SIDES for token in tokens)
+    if len(matches) > 1 and only_places and " and " in words:
+        first, second = sorted(matches, key=lambda match: match.start)[:2]
+        raise PromptError(
+            f"A prompt names one structure, got {first.base.replace('_', ' ')!r} and"
+            f" {second.base.replace('_', ' ')!r} in {text!r}; write one prompt for each."
+        )
+
+
+def _distance(match: _Match, place: int) -> int:
+    if match.start <= place < match.stop:
+        return 0
+    return match.start - place if place < match.start else place - match.stop + 1
+
+
+def _finding(matches: Iterable[_Match], lexicon: Lexicon) -> Concept | None:
+    findings = [match for match in matches if match.kind == "finding"]
+    best = min(findings, key=lambda match: (-match.size, match.start), default=None)
+    return lexicon.with_side(best.base, None) if best else None
+
+
+def inferred_place(finding: Concept, side: Side | None, lexicon: Lexicon) -> Concept | None:
+    """Where a finding sits that occurs in one place alone: a right hydronephrosis is in the right kidney."""
+    if not finding.parents:
+        return None
+    return lexicon.with_side(lexicon.concepts[finding.parents[0]].base, side)
+
+
+def _usual_site(finding: Concept, structure: Concept) -> bool:
+    pair = structure.parents[-1:] if structure.side else ()
+    return any(parent in (structure.id, *pair) for parent in finding.parents)
+
+
+def _without_neighbours(tokens: tuple[str, ...], lexicon: Lexicon) -> tuple[str, ...]:
+    """Tokens up to "near" or "adjacent", unless no structure is named before."""
+    stop = next((place for place, token in enumerate(tokens) if token in _NEIGHBOUR_WORDS), len(tokens))
+    named_before = any(match.kind == "structure" for match in _matches(tokens[:stop], lexicon))
+    return tokens[:stop] if named_before else tokens
+
+
+def _unused(tokens: tuple[str, ...], place: _Match | None, matches: Iterable[_Match]) -> tuple[str, ...]:
+    used = [match for match in matches if match is place or match.kind == "finding"]
+    return tuple(
+        token
+        for at, token in enumerate(tokens)
+        if token not in SIDES and not any(match.start <= at < match.stop for match in used)
+    )
+
+
+# Spelling.
+
+
+def _spelt(token: str, lexicon: Lexicon) -> str:
+    """The token, or the one lexicon word that it nearly is."""
+    known = token in lexicon.vocabulary or token in SIDES or token in lexicon.plain_words
+    if known or len(token) < 4 or any(character.isdigit() for character in token):
+        return token
+    # The plural ending may have been cut from a word that only looked plural ("panceras").
+    return _nearest_word(token, lexicon) or _nearest_word(token + "s", lexicon) or token
+
+
+@functools.lru_cache(maxsize=4096)
+def _nearest_word(token: str, lexicon: Lexicon) -> str | None:
+    allowed = 2 if len(token) >= 8 else 1
+    letters = set(token)
+    nearest: list[str] = []
+    for word in lexicon.spelling_words:
+        # One slip changes the set of letters by two at most: most words need no closer look.
+        if abs(len(word) - len(token)) > allowed or len(letters.symmetric_difference(word)) > 2 * allowed:
+            continue
+        distance = edit_distance(token, word, allowed)
+        if distance > 1 and word[0] != token[0]:
+            # Two slips with one in the first letter are rarely slips: "increment" is no "concrement".
+            continue
+        if distance < allowed or (distance == allowed and not nearest):
+            nearest = [word]
+            allowed = distance
+        elif distance == allowed:
+            nearest.append(word)
+    return nearest[0] if len(nearest) == 1 and not _side_letter_added(token, nearest[0]) else None
+
+
+def _side_letter_added(token: str, word: str) -> bool:
+    """Whether a letter may be a side: "lkidney" is a slip or a left kidney, not ours to decide."""
+    return token in {"l" + word, "r" + word, word + "l", word + "r"}
+
+
+def edit_distance(one: str, other: str, enough: int) -> int:
+    """Letters to insert, delete, replace or swap with a neighbour; `enough` + 1 once it must be more."""
+    before: list[int] = []
+    row = list(range(len(other) + 1))
+    for i, letter in enumerate(one, start=1):
+        before, last, row = row, before, [i]
+        for j, counterpart in enumerate(other, start=1):
+            cost = min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (letter != counterpart))
+            if i > 1 and j > 1 and letter == other[j - 2] and one[i - 2] == counterpart:
+                cost = min(cost, last[j - 2] + 1)
+            row.append(cost)
+        if min(row) > enough:
+            return enough + 1
+    return row[-1]

@@ -1,0 +1,1 @@
+"""Results for people to look at: previews of masks on their scan."""

@@ -1,0 +1,175 @@
+"""Moving voxels from one grid to another, there and back with the same function.
+
+Grids whose axes run along each other (permuted, flipped, cropped, padded, of other spacing) are resampled
+one axis at a time; where the new voxels lie exactly on old ones that is a copy, so values survive to the
+last bit. Any other pair of grids (rotated, sheared) is interpolated in 3D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from textseg.geometry import Floats, Geometry, Shape
+
+Interpolation = Literal["linear", "nearest"]
+
+# Positions are rounded to this many decimals of a voxel: affines that differ by rounding give equal masks.
+DECIMALS = 5
+# How far, in voxels over the whole grid, two axes may drift apart and still count as parallel.
+PARALLEL_VOXELS = 1e-3
+
+
+@dataclass(frozen=True)
+class AxisMap:
+    """Along one target axis: the source axis it runs along and, for each target voxel, the position on it."""
+
+    source_axis: int
+    positions: Floats
+    step: float
+
+
+def resample(
+    voxels: Tensor,
+    source: Geometry,
+    target: Geometry,
+    interpolation: Interpolation = "linear",
+    fill: float = 0.0,
+) -> Tensor:
+    """Voxels of the source grid brought to the target grid.
+
+    Linear interpolation averages over a target voxel where that is larger than a source voxel (a triangle
+    filter as wide as the step, as in Pillow and `torch.nn.functional.interpolate(antialias=True)`), so
+    nothing aliases.
+
+    Args:
+        voxels: (..., x, y, z) on the source grid, any real type; all leading axes are treated alike.
+        source: where the voxels lie.
+        target: where values are wanted.
+        interpolation: "nearest" for labels.
+        fill: the value of target voxels whose centre lies outside of the source's field of view.
+
+    Returns:
+        (..., x, y, z) on the target grid; the type of `voxels` for "nearest" and copies, else floating.
+    """
+    maps = parallel_axes(source, target)
+    if maps is None:
+        return _resample_freely(voxels, source, target, interpolation, fill)
+    first = voxels.ndim - 3
+    order = [*range(first), *(first + axis_map.source_axis for axis_map in maps)]
+    moved = voxels.permute(order)
+    shrinking_first = sorted(range(3), key=lambda axis: target.shape[axis] / moved.shape[first + axis])
+    for axis in shrinking_first:
+        moved = _along_axis(moved, first + axis, maps[axis], interpolation)
+    return _filled_outside(moved.contiguous(), source, maps, fill)
+
+
+def parallel_axes(source: Geometry, target: Geometry) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+    """How target axes run along source axes, or None where they do not (rotated or sheared grids)."""
+    to_source = np.linalg.solve(source.affine, target.affine)
+    steps, origin = to_source[:3, :3], to_source[:3, 3]
+    source_axes = np.abs(steps).argmax(axis=0)
+    if len(set(source_axes.tolist())) != 3:
+        return None
+    along = steps[source_axes, (0, 1, 2)]
+    drift = steps.copy()
+    drift[source_axes, (0, 1, 2)] = 0
+    if (np.abs(drift) @ np.array(target.shape)).max() > PARALLEL_VOXELS:
+        return None
+    x, y, z = (
+        AxisMap(
+            int(axis),
+            np.round(origin[axis] + along[i] * np.arange(target.shape[i]), DECIMALS),
+            float(along[i]),
+        )
+        for i, axis in enumerate(source_axes)
+    )
+    return x, y, z
+
+
+def _along_axis(voxels: Tensor, axis: int, axis_map: AxisMap, interpolation: Interpolation) -> Tensor:
+    size = voxels.shape[axis]
+    positions = axis_map.positions
+    nearest = np.clip(np.floor(positions + 0.5), 0, size - 1).astype(np.int64)
+    exact = bool((positions == np.round(positions)).all()) and abs(axis_map.step) < 1.5
+    if exact or interpolation == "nearest":
+        return _picked(voxels, axis, nearest)
+    weights = torch.from_numpy(_triangle_weights(positions, abs(axis_map.step), size)).to(voxels.device)
+    if not voxels.is_floating_point():
+        voxels = voxels.float()
+    weights = weights.to(voxels.dtype)
+    return torch.movedim(torch.movedim(voxels, axis, -1) @ weights.T, -1, axis)
+
+
+def _picked(voxels: Tensor, axis: int, indices: np.ndarray) -> Tensor:
+    if indices.size == voxels.shape[axis] and (indices == np.arange(indices.size)).all():
+        return voxels
+    return voxels.index_select(axis, torch.from_numpy(indices).to(voxels.device))
+
+
+def _triangle_weights(positions: Floats, step: float, size: int) -> np.ndarray:
+    """(targets, sources) float64; each row sums to one. Beyond the outer centres the border value holds."""
+    reach = max(1.0, step)
+    clamped = np.clip(positions, 0, size - 1)
+    distance = np.abs(clamped[:, None] - np.arange(size)[None, :])
+    weights = np.maximum(0.0, 1.0 - distance / reach)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _filled_outside(
+    voxels: Tensor, source: Geometry, maps: tuple[AxisMap, AxisMap, AxisMap], fill: float
+) -> Tensor:
+    for axis, axis_map in enumerate(maps):
+        size = source.shape[axis_map.source_axis]
+        outside = (axis_map.positions < -0.5) | (axis_map.positions > size - 0.5)
+        if outside.any():
+            index = torch.from_numpy(np.flatnonzero(outside)).to(voxels.device)
+            voxels = voxels.index_fill(voxels.ndim - 3 + axis, index, fill)
+    return voxels
+
+
+def _resample_freely(
+    voxels: Tensor, source: Geometry, target: Geometry, interpolation: Interpolation, fill: float
+) -> Tensor:
+    """Interpolation between grids at any angle; where the target is coarser the source is averaged first."""
+    if interpolation == "linear":
+        voxels, source = _averaged_to_coarser(voxels, source, target)
+    to_source = np.linalg.solve(source.affine, target.affine)
+    flat = voxels.reshape(1, -1, *source.shape)
+    working = flat if flat.is_floating_point() and flat.dtype != torch.float16 else flat.float()
+    mode = "bilinear" if interpolation == "linear" else "nearest"
+    slabs = [
+        _sampled_slab(working, to_source, x, target.shape, mode, fill).to(
+            voxels.dtype if interpolation == "nearest" else working.dtype
+        )
+        for x in range(target.shape[0])
+    ]
+    return torch.cat(slabs, dim=2).reshape(*voxels.shape[:-3], *target.shape)
+
+
+def _averaged_to_coarser(voxels: Tensor, source: Geometry, target: Geometry) -> tuple[Tensor, Geometry]:
+    """Where a target voxel is larger than a source voxel, the source at about the target's spacing."""
+    # For each source axis, the spacing of the target axis that runs most nearly along it.
+    nearest_axis = np.abs(source.directions.T @ target.directions).argmax(axis=1)
+    wanted = [max(own, target.spacing_mm[i]) for own, i in zip(source.spacing_mm, nearest_axis, strict=True)]
+    coarser = source.with_spacing(wanted)
+    return resample(voxels, source, coarser), coarser
+
+
+def _sampled_slab(voxels: Tensor, to_source: Floats, x: int, shape: Shape, mode: str, fill: float) -> Tensor:
+    """The target's plane of index x: (1, channels, 1, y, z)."""
+    y, z = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
+    indices = np.stack([np.full(y.shape, x), y, z], axis=-1)
+    positions = np.round(indices @ to_source[:3, :3].T + to_source[:3, 3], DECIMALS)
+    sizes = np.array(voxels.shape[2:])
+    inside = ((positions >= -0.5) & (positions <= sizes - 0.5)).all(axis=-1)
+    # grid_sample wants -1 to 1 over the whole extent of the outer voxels, last axis first.
+    unit = ((2 * positions + 1) / sizes - 1)[..., ::-1].copy()
+    grid = torch.from_numpy(unit)[None, None].to(voxels)
+    sampled = nn.functional.grid_sample(voxels, grid, mode=mode, padding_mode="border", align_corners=False)
+    outside = torch.from_numpy(~inside).to(voxels.device)
+    return sampled.masked_fill(outside, fill)

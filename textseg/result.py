@@ -1,0 +1,229 @@
+"""What segmenting gives: masks, what was found of each prompt in words and numbers, and files on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textseg.destination import Destination
+from textseg.embeddings.files import write_bytes
+from textseg.errors import OutputError
+from textseg.geometry import Geometry, bounding_box
+from textseg.masks import combine
+from textseg.models import WEIGHTS_FILES, ModelFolder
+from textseg.network.weights import file_hash
+from textseg.plan import PLAN_FILE
+from textseg.prompts import Prompt
+from textseg.report.preview import render_preview
+from textseg.scan import write_label_map, write_mask
+from textseg.version import __version__
+from textseg.volume import Modality, Volume
+
+RECORD_FORMAT = "textseg-record-1"
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """Where a mask lies, in world millimetres RAS+; None where it is empty."""
+
+    voxels: int
+    volume_ml: float
+    centroid_mm: tuple[float, float, float] | None
+    box_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """One prompt's outcome: what was understood, how sure the network is that it is there, where it lies."""
+
+    prompt: Prompt
+    presence: float
+    mask: MaskFacts
+
+    @property
+    def is_there(self) -> bool:
+        return self.mask.voxels > 0
+
+    def __str__(self) -> str:
+        if not self.is_there:
+            return f"not found: {self.prompt.text!r} (presence {self.presence:.2f})"
+        return f"{self.prompt.text}: {self.mask.volume_ml:.1f} ml (presence {self.presence:.2f})"
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Masks (prompts, x, y, z) bool on the scan's own grid, and one `Found` a prompt."""
+
+    masks: NDArray[np.bool_]
+    found: tuple[Found, ...]
+    volume: Volume
+    modality: Modality
+    model: ModelFolder
+    compute: str
+    seconds: float
+    clean_up: bool = False
+
+    @property
+    def geometry(self) -> Geometry:
+        """The scan's own grid, on which the masks lie."""
+        return self.volume.geometry
+
+    @property
+    def presence(self) -> NDArray[np.float64]:
+        """How sure the network is that each prompt is in the scan, (prompts,) from 0 to 1."""
+        return np.array([found.presence for found in self.found])
+
+    @cached_property
+    def labels(self) -> NDArray[np.uint16]:
+        """All masks as one label map (x, y, z); where they overlap the smaller structure wins."""
+        return combine(self.masks)
+
+    @property
+    def legend(self) -> dict[int, str]:
+        return {index: found.prompt.text for index, found in enumerate(self.found, start=1)}
+
+    def save(
+        self,
+        folder: str | Path,
+        *,
+        name: str | None = None,
+        ending: str | None = None,
+        combined: bool = False,
+        preview: bool = False,
+        write_empty: bool = False,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write masks, the JSON record and, if asked, a preview; gives the paths written, the record last.
+
+        All of them or none: nothing stays in the folder if one of them can't be written.
+
+        Args:
+            folder, name, ending, combined, preview, write_empty, overwrite: see `Destination`.
+
+        Raises:
+            OutputError: a file is already there, or can't be written.
+        """
+        return self.write(Destination(Path(folder), name, ending, combined, preview, write_empty, overwrite))
+
+    def write(self, to: Destination) -> list[Path]:
+        """As `save`, to a destination that can be checked before there is anything to save."""
+        prompts = [found.prompt.text for found in self.found]
+        names = to.names(self.volume, prompts)
+        to.check_names(self.volume, prompts)
+        masks = {i: names.masks[i] for i, found in enumerate(self.found) if found.is_there or to.write_empty}
+        with to.all_or_nothing() as unfinished:
+            if to.combined and masks:
+                write_label_map(unfinished / names.masks[0], self.labels, self.legend, self.volume)
+            elif not to.combined:
+                for index, name in masks.items():
+                    write_mask(unfinished / name, self.masks[index], self.volume)
+            if names.preview:
+                self.save_preview(unfinished / names.preview)
+            _write_json(unfinished / names.record, self.record(masks))
+        not_written = set(names.masks) - set(masks.values())
+        for name in not_written:
+            # An older mask of what is not found now would pass for this run's.
+            (to.folder / name).unlink(missing_ok=True)
+        return [to.folder / name for name in names.all if name not in not_written]
+
+    def save_preview(self, path: str | Path) -> None:
+        """A PNG with axial, coronal and sagittal planes through the masks, radiological convention."""
+        shown = [i for i, found in enumerate(self.found) if found.is_there] or list(range(len(self.found)))
+        title = self.volume.file.paths[0].name if self.volume.file else "scan"
+        render_preview(
+            np.asarray(self.volume.voxels[0], np.float32),
+            self.masks[shown],
+            self.geometry,
+            title,
+            Path(path),
+            names=[str(self.found[i]) for i in shown],
+        )
+
+    def record(self, files: Mapping[int, str] | None = None) -> dict[str, Any]:
+        """What was done, as a JSON document: model and hashes, prompts as understood, what was found.
+
+        Args:
+            files: the names of the files that masks were written to, by the index of their prompt.
+        """
+        return {
+            "format": RECORD_FORMAT,
+            "textseg": __version__,
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": round(self.seconds, 3),
+            "device": self.compute,
+            "scan": _scan_facts(self.volume, self.modality),
+            "model": {
+                "name": self.model.name,
+                "plan": self.model.plan.name,
+                "sha256": {name: file_hash(self.model.path / name) for name in (PLAN_FILE, *WEIGHTS_FILES)},
+            },
+            "clean_up": self.clean_up,
+            "prompts": [_prompt_facts(found, (files or {}).get(i)) for i, found in enumerate(self.found)],
+        }
+
+
+def describe_mask(mask: NDArray[np.bool_], geometry: Geometry) -> MaskFacts:
+    """Volume, centroid and axis-parallel box, in the world, of a mask (x, y, z)."""
+    box = bounding_box(mask)
+    if box is None:
+        return MaskFacts(0, 0.0, None, None)
+    indices = np.argwhere(mask[box.slices]) + np.array(box.start)
+    world = geometry.to_world(indices)
+    low, high = world.min(axis=0), world.max(axis=0)
+    volume_ml = len(indices) * geometry.voxel_volume_mm3 / 1000
+    return MaskFacts(len(indices), volume_ml, _rounded(world.mean(axis=0)), (_rounded(low), _rounded(high)))
+
+
+def _write_json(path: Path, document: dict[str, Any]) -> None:
+    try:
+        write_bytes(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    except OSError as error:
+        raise OutputError(f"{path} can't be written: {error.strerror}.") from error
+
+
+def _scan_facts(volume: Volume, modality: Modality) -> dict[str, Any]:
+    geometry = volume.geometry
+    return {
+        "files": [str(path) for path in volume.file.paths] if volume.file else [],
+        "format": volume.file.format if volume.file else None,
+        "details": volume.file.details if volume.file else {},
+        "modality": modality,
+        "modality_from": "header or user" if volume.modality == modality else "values or user",
+        "shape": list(geometry.shape),
+        "spacing_mm": [round(mm, 6) for mm in geometry.spacing_mm],
+        "orientation": geometry.orientation,
+        "affine": geometry.affine.tolist(),
+    }
+
+
+def _prompt_facts(found: Found, file: str | None) -> dict[str, Any]:
+    prompt, mask = found.prompt, found.mask
+    return {
+        "prompt": prompt.text,
+        "understood_as": prompt.canonical,
+        "structure": prompt.structure.id if prompt.structure else None,
+        "finding": prompt.finding.id if prompt.finding else None,
+        "side": prompt.side,
+        "known": prompt.known,
+        "snomed": prompt.snomed,
+        "presence": round(found.presence, 4),
+        "found": found.is_there,
+        "voxels": mask.voxels,
+        "volume_ml": round(mask.volume_ml, 3),
+        "centroid_mm": mask.centroid_mm,
+        "box_mm": mask.box_mm,
+        "file": file,
+    }
+
+
+def _rounded(point: NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (round(float(mm), 3) for mm in point)
+    return x, y, z

@@ -1,0 +1,1 @@
+"""Training: cases as arrays, synthesis from label maps, sampling of prompts, losses and the loop."""

@@ -1,0 +1,64 @@
+"""The committed recipe: from training arrays to a model's weights, in one call that can be cut into pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from textseg.embeddings.encoder import load_own_encoder
+from textseg.network.build import TextPromptedNetwork
+from textseg.network.weights import save_network
+from textseg.plan import Plan
+from textseg.prompts import Lexicon
+from textseg.train.cases import read_case, read_index
+from textseg.train.loop import SampleStream, Step, train
+from textseg.train.sampling import PatchSampler, find_places
+from textseg.train.words import target_vectors
+
+
+def run_recipe(
+    plan: Plan,
+    model: Path,
+    arrays: Path,
+    run: Path,
+    lexicon: Lexicon,
+    device: torch.device,
+    *,
+    minutes: float = math.inf,
+    workers: int = 1,
+    report: Callable[[Step], None] = lambda step: None,
+) -> TextPromptedNetwork:
+    """Train the plan's network on gathered arrays, or go on from where `run` stopped.
+
+    Args:
+        plan: with its training section, which is the recipe.
+        model: the model's folder, whose text tower gives the prompts' vectors; it stays as it is.
+        arrays: from `textseg.train.gather`.
+        run: folder of the run's state and log.
+        minutes: stop after this long.
+        workers: processes that draw samples.
+
+    Returns:
+        The network with averaged weights, in evaluation mode.
+    """
+    stream = make_stream(plan, model, arrays, lexicon)
+    return train(plan, stream, run, device, minutes=minutes, workers=workers, report=report)
+
+
+def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> SampleStream:
+    """The recipe's endless but fixed sequence of samples."""
+    recipe = plan.training
+    random = np.random.default_rng(recipe.seed)
+    cases = [read_case(facts, arrays) for facts in read_index(arrays) if facts.split == "train"]
+    sampler = PatchSampler([find_places(case, random) for case in cases], plan, lexicon)
+    vectors = target_vectors(sampler.targets(), load_own_encoder(model, plan.text), lexicon, recipe.seed)
+    return SampleStream(sampler, vectors, recipe.seed, recipe.steps * recipe.batch)
+
+
+def save_model(network: TextPromptedNetwork, plan: Plan, model: Path, step: int) -> None:
+    """Put a trained network's weights into its model's folder."""
+    save_network(network, model, {"plan": plan.name, "steps": str(step), "seed": str(plan.training.seed)})

@@ -1,0 +1,266 @@
+"""What a training step sees: a patch cut out of a case, bent and noisy, and the prompts that are asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from textseg.normalise import normalise
+from textseg.plan import Plan
+from textseg.prompts import Lexicon
+from textseg.train.cases import Case, Target
+from textseg.train.lesions import LESION_WORDS, Lesion, add_lesion
+from textseg.train.synth import smooth_noise, synthesise
+from textseg.volume import Modality
+
+# A structure that only just reaches into a patch is asked for as neither present nor absent.
+FEWEST_VOXELS = 12
+# How often a label map is drawn as CT; the rest as MR of random contrast.
+CT_FRACTION: Mapping[str, float] = {"torso": 0.65, "head_neck": 0.8, "phantom": 0.7, "brain": 0.0}
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """image (1, x, y, z) float32; targets and their masks (prompts, x, y, z) float32, empty ones for the absent."""
+
+    image: Tensor
+    targets: tuple[Target, ...]
+    masks: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A case with a sample of the places where each of its targets lies, so patches can be drawn around them."""
+
+    case: Case
+    centres: dict[Target, np.ndarray]
+
+
+def find_places(case: Case, random: np.random.Generator, most: int = 300) -> Place:
+    """Up to `most` voxels (n, 3) of each target that the case really shows."""
+    flat = case.labels.ravel()
+    order = np.argsort(flat, kind="stable")
+    values, starts = np.unique(flat[order], return_index=True)
+    runs = dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
+    centres = {}
+    for target, labels in case.facts.targets:
+        found = [runs[label] for label in labels if label in runs]
+        if sum(map(len, found)) >= FEWEST_VOXELS:
+            chosen = random.choice(np.concatenate(found), size=most)
+            centres[target] = np.stack(np.unravel_index(chosen, case.labels.shape), axis=1)
+    return Place(case, centres)
+
+
+class PatchSampler:
+    """Draws training samples of one plan from placed cases, by the mixture's weights."""
+
+    def __init__(self, places: Sequence[Place], plan: Plan, lexicon: Lexicon) -> None:
+        self.plan = plan
+        self.lexicon = lexicon
+        self.by_mixture: dict[str, list[Place]] = {}
+        for place in places:
+            self.by_mixture.setdefault(place.case.facts.mixture, []).append(place)
+        weights = {name: plan.training.mixture.get(name, 0.0) for name in self.by_mixture}
+        self.names = list(weights)
+        self.weights = np.array(list(weights.values())) / sum(weights.values())
+        self.strangers = self._targets_by_group()
+
+    def targets(self) -> list[Target]:
+        """Everything that may be asked, present or absent."""
+        cases = [place.case.facts for places in self.by_mixture.values() for place in places]
+        named = {target for facts in cases for target, _ in facts.targets}
+        organs = {organ for facts in cases for organ in self._organs(facts.targets)}
+        lesions = {Target(organ, word) for organ in organs for word in LESION_WORDS}
+        every = named | lesions
+        return sorted(every | {self._mirrored(target) for target in every}, key=lambda target: target.key)
+
+    def draw(self, random: np.random.Generator) -> Sample:
+        """One sample; the same generator state gives the same sample."""
+        mixture = self.names[random.choice(len(self.names), p=self.weights)]
+        places = self.by_mixture[mixture]
+        place = places[random.integers(len(places))]
+        wanted, centre = self._centre(place, random)
+        labels, image = _cut(place.case, centre, self.plan.training.patch_voxels, random)
+        image, lesion = self._image(place.case, labels, image, random)
+        image = _varied(image, random)
+        present, absent = self._answers(place, labels, lesion, random)
+        targets, masks = self._chosen(present, absent, wanted, random)
+        return Sample(image[None], targets, masks)
+
+    def _centre(self, place: Place, random: np.random.Generator) -> tuple[Target, np.ndarray]:
+        """A target drawn evenly, however small it is, and a point near it."""
+        targets = list(place.centres)
+        target = targets[random.integers(len(targets))]
+        centre = place.centres[target][random.integers(len(place.centres[target]))]
+        reach = np.array(self.plan.training.patch_voxels) * 0.3
+        return target, centre + random.uniform(-reach, reach)
+
+    def _image(
+        self, case: Case, labels: Tensor, image: Tensor | None, random: np.random.Generator
+    ) -> tuple[Tensor, Lesion | None]:
+        """The normalised image of the patch, real or synthesised, and the lesion that was put into it."""
+        facts = case.facts
+        modality: Modality
+        if image is not None:
+            assert facts.modality is not None
+            modality = facts.modality
+        else:
+            modality = "ct" if random.random() < CT_FRACTION.get(facts.mixture, 0.5) else "mr"
+            image = synthesise(labels, facts.tissues, modality, random)
+        lesion = None
+        if facts.mixture in ("torso", "phantom") and random.random() < 0.35:
+            sd = self.plan.intensity["ct"].sd
+            values_per_hu = 1.0 if case.image is None or sd is None else 1.0 / sd
+            image, lesion = add_lesion(image, labels, self._organs(facts.targets), modality, values_per_hu, random)
+        if case.image is None:
+            image = normalise(image, self.plan.intensity[modality])
+        return image, lesion
+
+    def _organs(self, targets: Sequence[tuple[Target, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+        bases = {"liver", "kidney", "spleen", "pancreas", "lung", "urinary_bladder", "adrenal_gland", "stomach"}
+        return {
+            target.structure: labels
+            for target, labels in targets
+            if target.structure
+            and not target.finding
+            and not self.lexicon.concepts[target.structure].parts
+            and self.lexicon.concepts[target.structure].base in bases
+        }
+
+    def _answers(
+        self, place: Place, labels: Tensor, lesion: Lesion | None, random: np.random.Generator
+    ) -> tuple[dict[Target, Tensor], list[Target]]:
+        """Masks of what the patch shows, and what it is known not to show, near misses first."""
+        counts = torch.bincount(labels.flatten(), minlength=int(max(256, labels.max() + 1)))
+        present: dict[Target, Tensor] = {}
+        unseen: list[Target] = []
+        for target, values in place.case.facts.targets:
+            voxels = int(sum(counts[value] for value in values if value < len(counts)))
+            if voxels >= FEWEST_VOXELS:
+                present[target] = _mask(labels, values)
+            elif voxels == 0:
+                unseen.append(target)
+        near: list[Target] = []
+        organs = self._organs(place.case.facts.targets)
+        if lesion is not None:
+            present[Target(lesion.organ, lesion.finding)] = lesion.mask
+            near.append(self._mirrored(Target(lesion.organ, lesion.finding)))
+        elif place.case.facts.mixture in ("torso", "phantom"):
+            seen = [organ for organ in organs if Target(organ) in present]
+            near += [Target(organ, str(random.choice(LESION_WORDS))) for organ in seen]
+        near = [target for target in near if target not in present]
+        others = [t for t in unseen if self._mirrored(t) in present]
+        strangers = self.strangers[place.case.facts.mixture]
+        far = [strangers[random.integers(len(strangers))] for _ in range(2)] if strangers else []
+        near_misses, rest = near + others, unseen + far
+        random.shuffle(near_misses)  # type: ignore[arg-type]
+        random.shuffle(rest)  # type: ignore[arg-type]
+        return present, near_misses + rest
+
+    def _mirrored(self, target: Target) -> Target:
+        if target.structure is None:
+            return target
+        return replace(target, structure=self.lexicon.mirrored(self.lexicon.concepts[target.structure]).id)
+
+    def _chosen(
+        self, present: dict[Target, Tensor], absent: list[Target], wanted: Target, random: np.random.Generator
+    ) -> tuple[tuple[Target, ...], Tensor]:
+        """As many prompts as the plan says; the wanted target and lesions always, some of them absent."""
+        training = self.plan.training
+        room = training.prompts_per_sample
+        first = [t for t in present if t == wanted or t.finding is not None]
+        others = [t for t in present if t not in first]
+        random.shuffle(others)  # type: ignore[arg-type]
+        absent_room = max(1, round(room * training.absent_fraction)) if absent else 0
+        asked = (first + others)[: room - absent_room]
+        asked_absent = list(dict.fromkeys(absent))[: room - len(asked)]
+        targets = asked + asked_absent
+        while len(targets) < room:  # too few things to ask: ask again, in other words
+            targets.append(targets[int(random.integers(len(targets)))])
+        empty = torch.zeros(training.patch_voxels)
+        return tuple(targets), torch.stack([present.get(target, empty) for target in targets])
+
+    def _targets_by_group(self) -> dict[str, list[Target]]:
+        """For each mixture, targets of distant parts of the body, which its cases can't show."""
+        far = {
+            "torso": ("brain", "hippocampus"),
+            "phantom": ("brain", "hippocampus"),
+            "brain": ("torso", "sarcoma"),
+            "hippocampus": ("torso", "sarcoma"),
+            "head_neck": ("hippocampus",),
+            "sarcoma": ("brain", "hippocampus", "head_neck"),
+        }
+        strangers: dict[str, list[Target]] = {name: [] for name in self.names}
+        for name in self.names:
+            for other in far.get(name, ()):
+                for place in self.by_mixture.get(other, [])[:8]:
+                    strangers[name] += [t for t in place.centres if t not in strangers[name]]
+        return strangers
+
+
+def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:
+    mask = labels == values[0]
+    for value in values[1:]:
+        mask |= labels == value
+    return mask.float()
+
+
+def _cut(
+    case: Case, centre: np.ndarray, shape: Sequence[int], random: np.random.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """A turned, scaled and bent patch around a voxel position: labels int64 and, where there is one, the image."""
+    grid = _patch_positions(centre, shape, case.facts.spacing_mm, random)
+    low = np.floor(grid.reshape(-1, 3).min(axis=0)).astype(int) - 1
+    high = np.ceil(grid.reshape(-1, 3).max(axis=0)).astype(int) + 2
+    start = np.clip(low, 0, np.array(case.labels.shape) - 1)
+    stop = np.clip(high, start + 1, case.labels.shape)
+    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    unit = (2 * (grid - start) + 1) / (stop - start) - 1
+    where = torch.from_numpy(unit[None, ..., ::-1].astype(np.float32).copy())
+    labels = _sampled(case.labels[box], where, "nearest", fill=0.0).round().long()
+    if case.image is None:
+        return labels, None
+    air = float(case.image.min())
+    return labels, _sampled(case.image[box], where, "bilinear", fill=air)
+
+
+def _sampled(voxels: np.ndarray, where: Tensor, mode: str, fill: float) -> Tensor:
+    source = torch.from_numpy(voxels.astype(np.float32))[None, None] - fill
+    sampled = nn.functional.grid_sample(source, where, mode=mode, padding_mode="zeros", align_corners=False)
+    return sampled[0, 0] + fill
+
+
+def _patch_positions(
+    centre: np.ndarray, shape: Sequence[int], spacing_mm: Sequence[float], random: np.random.Generator
+) -> np.ndarray:
+    """Where in the case each patch voxel lies: (x, y, z, 3) in voxels of the case."""
+    angles = random.normal(0, np.deg2rad(8), 3)
+    scale = np.exp(random.normal(0, 0.10) + random.normal(0, 0.06, 3))
+    matrix = _rotation(angles) * scale
+    axes = [np.arange(n) - (n - 1) / 2 for n in shape]
+    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+    positions = offsets @ matrix.T
+    for cell, reach in ((32, 2.5), (12, 1.2)):
+        strength = reach * abs(random.normal(0.6, 0.4))
+        for axis in range(3):
+            positions[..., axis] += strength * smooth_noise(tuple(shape), cell, random).numpy()
+    return np.asarray(positions + centre)
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    (a, b, c), (d, e, f) = np.cos(angles), np.sin(angles)
+    about_x = np.array([[1, 0, 0], [0, a, -d], [0, d, a]])
+    about_y = np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
+    about_z = np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]])
+    return np.asarray(about_x @ about_y @ about_z)
+
+
+def _varied(image: Tensor, random: np.random.Generator) -> Tensor:
+    """Brightness, contrast and noise, small: in a patch the body's statistics are never quite the scan's."""
+    gain, shift, noise = random.normal(1, 0.1), random.normal(0, 0.1), abs(random.normal(0, 0.05))
+    white = torch.from_numpy(random.standard_normal(tuple(image.shape), dtype=np.float32))
+    return image * float(gain) + float(shift) + float(noise) * white

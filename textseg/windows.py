@@ -1,0 +1,59 @@
+"""Where sliding windows lie, and how much each of their voxels counts."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textseg.geometry import Box, Shape
+from textseg.plan import Plan, Triple, WindowPlan
+
+
+def window_shape(image: Shape, plan: Plan) -> Shape:
+    """The window for an image (x, y, z): the plan's, or just large enough where the image is smaller.
+
+    Never smaller than what the network was trained on, and always a multiple of its strides.
+    """
+    sizes = zip(
+        image, plan.windows.size_voxels, plan.training.patch_voxels, plan.network.total_stride, strict=True
+    )
+    x, y, z = (min(most, max(least, -(-n // stride) * stride)) for n, most, least, stride in sizes)
+    return x, y, z
+
+
+def place_windows(image: Shape, window: Triple, overlap: float) -> list[Box]:
+    """Windows that cover an image (x, y, z) evenly, as nnU-Net places them, x slowest.
+
+    Neighbours share at least `overlap` of their length; the first starts at 0, the last ends at the border.
+    Along an axis that is shorter than the window there is one window, which reaches beyond the border.
+    """
+    x, y, z = (_starts(n, size, overlap) for n, size in zip(image, window, strict=True))
+    return [Box(start, _moved(start, window)) for start in product(x, y, z)]
+
+
+def blend_weights(window: Triple, plan: WindowPlan) -> tuple[NDArray[np.float32], ...]:
+    """One Gaussian a window axis; a voxel's weight is the product of its three, largest at the centre.
+
+    Sigma is `sigma_fraction` of the window, as in nnU-Net, and no weight is below a thousandth, so a voxel
+    that only window borders cover still gets a sound mean.
+    """
+    tables = []
+    for size in window:
+        offsets = np.arange(size) - (size - 1) / 2
+        table = np.exp(-0.5 * (offsets / (size * plan.sigma_fraction)) ** 2)
+        tables.append(np.maximum(table, 1e-3).astype(np.float32))
+    return tuple(tables)
+
+
+def _starts(image: int, window: int, overlap: float) -> list[int]:
+    if image <= window:
+        return [0]
+    steps = int(np.ceil((image - window) / (window * (1 - overlap))))
+    return [round(i * (image - window) / steps) for i in range(steps + 1)]
+
+
+def _moved(start: Shape, shape: Triple) -> Shape:
+    x, y, z = (a + n for a, n in zip(start, shape, strict=True))
+    return x, y, z
