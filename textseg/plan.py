@@ -10,21 +10,29 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from textseg.embeddings.text_plan import TextPlan
 from textseg.errors import PlanError
 from textseg.volume import Modality
 
 PLAN_FILE = "plan.json"
-Triple = tuple[int, int, int]
-Millimetres = tuple[float, float, float]
+Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
+Millimetres = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
 class Part(BaseModel):
     """A frozen section of the plan; unknown keys are refused, so that a misspelt number is never ignored."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class NetworkPlan(Part):
@@ -34,16 +42,16 @@ class NetworkPlan(Part):
     """
 
     width: int = Field(gt=0, multiple_of=8)
-    width_ratios: tuple[float, ...]
+    width_ratios: tuple[PositiveFloat, ...]
     strides: tuple[Triple, ...]
-    blocks_per_stage: tuple[int, ...]
+    blocks_per_stage: tuple[PositiveInt, ...]
     norm: Literal["batch", "instance"]
     text_width: int = Field(gt=0)
     query_ratio: float = Field(gt=0)
     query_layers: int = Field(gt=0)
     query_heads: int = Field(gt=0)
     dynamic_maps: int = Field(gt=0)
-    prompt_channels: tuple[int, ...]
+    prompt_channels: tuple[PositiveInt, ...]
     spatial_channels: int = Field(gt=0)
 
     @model_validator(mode="after")
@@ -53,7 +61,7 @@ class NetworkPlan(Part):
             raise ValueError(
                 "width_ratios, strides, blocks_per_stage and prompt_channels need one entry a stage"
             )
-        if self.strides[0] != (1, 1, 1):
+        if self.strides[:1] != ((1, 1, 1),):
             raise ValueError("the first stage has stride (1, 1, 1)")
         if self.query_width % self.query_heads:
             raise ValueError("width x query_ratio must be a multiple of query_heads")
@@ -87,10 +95,19 @@ class IntensityPlan(Part):
     limits: tuple[float, float]
     limits_are: Literal["values", "percentiles"]
     mean: float | None
-    sd: float | None
+    sd: PositiveFloat | None
     body_above: float
     """Voxels above this belong to the body: a value or, for percentiles, a fraction of the way from the 1st
     to the 99.5th percentile of the whole image."""
+
+    @model_validator(mode="after")
+    def limits_are_in_order(self) -> IntensityPlan:
+        low, high = self.limits
+        if not low < high:
+            raise ValueError("limits are a lower and a higher value")
+        if self.limits_are == "percentiles" and not 0 <= low < high <= 100:
+            raise ValueError("limits that are percentiles lie between 0 and 100")
+        return self
 
 
 class GroupPlan(Part):
@@ -170,12 +187,13 @@ class Plan(Part):
         return self.groups.get(group or self.default_group, self.groups[self.default_group]).spacing_mm
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: str | Path) -> Plan:
     """The plan in a JSON file, or in the `plan.json` of a model's folder.
 
     Raises:
         PlanError: the file is missing, is no JSON, or a value in it is missing, unknown or out of range.
     """
+    path = Path(path)
     document = _document(path / PLAN_FILE if path.is_dir() else path)
     try:
         return Plan.model_validate(document)
@@ -209,6 +227,8 @@ def _document(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = document.get("extends")
     if base is None:
         return document
+    if not isinstance(base, str):
+        raise PlanError(f"What a plan extends is the path of another one, but in {path} it is {base!r}.")
     return _merged(_document(path.parent / base, (*seen, path)), document)
 
 

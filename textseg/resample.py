@@ -18,8 +18,10 @@ from textseg.geometry import Floats, Geometry, Shape
 
 Interpolation = Literal["linear", "nearest"]
 
-# Positions are rounded to this many decimals of a voxel: affines that differ by rounding give equal masks.
-DECIMALS = 5
+# Positions are rounded to this part of a voxel, so that affines that differ by rounding give equal masks. It
+# is a power of two because grids over one field of view meet at fractions such as 1/64, and those must not
+# lie halfway between two steps, as 0.015625 does between decimals.
+POSITION_STEP = 2.0**-17
 # How far, in voxels over the whole grid, two axes may drift apart and still count as parallel.
 PARALLEL_VOXELS = 1e-3
 
@@ -83,12 +85,16 @@ def parallel_axes(source: Geometry, target: Geometry) -> tuple[AxisMap, AxisMap,
     x, y, z = (
         AxisMap(
             int(axis),
-            np.round(origin[axis] + along[i] * np.arange(target.shape[i]), DECIMALS),
+            _rounded(origin[axis] + along[i] * np.arange(target.shape[i])),
             float(along[i]),
         )
         for i, axis in enumerate(source_axes)
     )
     return x, y, z
+
+
+def _rounded(positions: Floats) -> Floats:
+    return np.asarray(np.round(positions / POSITION_STEP) * POSITION_STEP)
 
 
 def _along_axis(voxels: Tensor, axis: int, axis_map: AxisMap, interpolation: Interpolation) -> Tensor:
@@ -127,8 +133,10 @@ def _filled_outside(
         size = source.shape[axis_map.source_axis]
         outside = (axis_map.positions < -0.5) | (axis_map.positions > size - 0.5)
         if outside.any():
-            index = torch.from_numpy(np.flatnonzero(outside)).to(voxels.device)
-            voxels = voxels.index_fill(voxels.ndim - 3 + axis, index, fill)
+            across = [-1 if other == axis else 1 for other in range(3)]
+            where = torch.from_numpy(outside).reshape(across).to(voxels.device)
+            # Not index_fill, which torch lacks for the uint16 of label maps.
+            voxels = torch.where(where, torch.tensor(fill, dtype=voxels.dtype, device=voxels.device), voxels)
     return voxels
 
 
@@ -138,7 +146,7 @@ def _resample_freely(
     """Interpolation between grids at any angle; where the target is coarser the source is averaged first."""
     if interpolation == "linear":
         voxels, source = _averaged_to_coarser(voxels, source, target)
-    to_source = np.linalg.solve(source.affine, target.affine)
+    to_source = np.asarray(np.linalg.solve(source.affine, target.affine), dtype=np.float64)
     flat = voxels.reshape(1, -1, *source.shape)
     working = flat if flat.is_floating_point() and flat.dtype != torch.float16 else flat.float()
     mode = "bilinear" if interpolation == "linear" else "nearest"
@@ -164,7 +172,7 @@ def _sampled_slab(voxels: Tensor, to_source: Floats, x: int, shape: Shape, mode:
     """The target's plane of index x: (1, channels, 1, y, z)."""
     y, z = np.meshgrid(np.arange(shape[1]), np.arange(shape[2]), indexing="ij")
     indices = np.stack([np.full(y.shape, x), y, z], axis=-1)
-    positions = np.round(indices @ to_source[:3, :3].T + to_source[:3, 3], DECIMALS)
+    positions = _rounded(indices @ to_source[:3, :3].T + to_source[:3, 3])
     sizes = np.array(voxels.shape[2:])
     inside = ((positions >= -0.5) & (positions <= sizes - 0.5)).all(axis=-1)
     # grid_sample wants -1 to 1 over the whole extent of the outer voxels, last axis first.

@@ -50,7 +50,9 @@ def blend_weights(window: Triple, plan: WindowPlan) -> tuple[NDArray[np.float32]
 def _starts(image: int, window: int, overlap: float) -> list[int]:
     if image <= window:
         return [0]
-    steps = int(np.ceil((image - window) / (window * (1 - overlap))))
+    # In whole voxels, so that rounding the starts never takes from the overlap or makes two of them equal.
+    longest_step = max(1, int(window * (1 - overlap) + 1e-6))
+    steps = -(-(image - window) // longest_step)
     return [round(i * (image - window) / steps) for i in range(steps + 1)]
 
 

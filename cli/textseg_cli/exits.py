@@ -17,8 +17,8 @@ NOTHING_FOUND = 3
 STOPPED = 130  # as shells count an interrupt
 
 EXIT_CODES = (
-    "Exit codes: 0 done, and for predict at least one prompt was found; 1 failure; 2 bad input (scan, prompt, "
-    "model, option, place to write); 3 no prompt was found; 130 stopped. "
+    "Exit codes: 0 done, and for predict at least one prompt was found; 1 failure; 2 bad input (scan, "
+    "prompt, model, option, place to write); 3 no prompt was found; 130 stopped. "
     "With TEXTSEG_DEBUG=1 an error shows its traceback."
 )
 
@@ -42,7 +42,7 @@ def _sentence_and_code(error: BaseException) -> tuple[str, int]:
     if isinstance(error, TextsegError):
         return str(error), BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
-        return "Stopped; nothing was written.", STOPPED
+        return "Stopped.", STOPPED
     if _is_out_of_memory(error):
         return (
             "The memory is not enough for this scan. Ask for fewer prompts at once, or close other programs; "
@@ -58,6 +58,6 @@ def _sentence_and_code(error: BaseException) -> tuple[str, int]:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """By name and words, because torch must not be loaded to ask it for its class, and on CPUs it has none."""
+    """By name and words: torch must not be loaded to ask for its class, and on CPUs it has none."""
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from textseg.result import Found, Segmentation
+    from textseg.result import Found
 
 # A file or a pipe has no width; wide enough that no table is folded there.
 PIPE_WIDTH = 240
@@ -72,29 +73,24 @@ class Screen:
             task = bar.add_task("starting", total=None)
 
             def show(stage: str, done: int, of: int) -> None:
-                bar.update(task, description=stage, completed=done, total=of)
+                # A single step is all or nothing: the bar only shows that something is being done.
+                bar.update(task, description=stage, completed=done, total=of if of > 1 else None)
 
             yield show
 
-    def segmentation(self, segmentation: Segmentation, written: Sequence[Path]) -> None:
-        """What was found of every prompt and where the files are; as JSON, the record that was written last."""
+    def segmentation(self, found: Sequence[Found], written: Sequence[Path]) -> None:
+        """What was found and where the files are; as JSON, the record, which was written last."""
+        document = written[-1].read_text(encoding="utf-8")
+        missing = [str(each) for each in found if not each.is_there]
         if self.json:
-            self._out.out(written[-1].read_text(encoding="utf-8"), end="", highlight=False)
-            for found in segmentation.found:
-                if not found.is_there:
-                    self.note(str(found))
-            return
-        if self.quiet:
-            return
-        files = {path.name for path in written}
-        self._out.print(_found_table(segmentation, files))
-        for found in segmentation.found:
-            if not found.is_there:
-                self._out.print(str(found), soft_wrap=True)
-        self._out.print(_summary(segmentation), soft_wrap=True)
-        self._out.print(
-            f"{len(written)} files in {written[-1].parent}, the record is {written[-1].name}", soft_wrap=True
-        )
+            self._out.out(document, end="", highlight=False)
+            for sentence in missing:
+                self._message("", "", sentence)
+        elif not self.quiet:
+            record = json.loads(document)
+            self._out.print(_found_table(record))
+            self.lines(missing)
+            self.lines([_summary(record), f"Written to {written[-1].parent}, with {written[-1].name}"])
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table = Table(*columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)
@@ -110,6 +106,7 @@ class Screen:
         self._out.print(table)
 
     def lines(self, lines: Sequence[str]) -> None:
+        """Each as it is, however long."""
         for line in lines:
             self._out.print(line, soft_wrap=True)
 
@@ -129,7 +126,7 @@ def show_error(sentence: str) -> None:
 
 
 def show_library_warnings() -> None:
-    """What textseg's own modules log goes to stderr in the form of our warnings; other libraries are silent."""
+    """What textseg's own modules log goes to stderr as our warnings; other libraries are silent."""
     logging.basicConfig(format="Warning: %(message)s", level=logging.CRITICAL)
     logging.getLogger("textseg").setLevel(logging.WARNING)
 
@@ -146,15 +143,30 @@ def _one_line(message: str) -> str:
     return " ".join(message.split())
 
 
-def _found_table(segmentation: Segmentation, files: set[str]) -> Table:
+def _found_table(record: Mapping[str, Any]) -> Table:
     table = Table(box=SIMPLE_HEAD)
     table.add_column("Prompt")
     table.add_column("Understood as")
     table.add_column("Presence", justify="right", no_wrap=True)
     table.add_column("Volume (ml)", justify="right", no_wrap=True)
     table.add_column("File", overflow="fold")
-    raise NotImplementedError
+    for prompt in record["prompts"]:
+        table.add_row(
+            prompt["prompt"],
+            prompt["understood_as"],
+            f"{prompt['presence']:.2f}",
+            f"{prompt['volume_ml']:.1f}" if prompt["found"] else "not found",
+            prompt["file"] or "",
+        )
+    return table
 
 
-def _summary(segmentation: Segmentation) -> str:
-    raise NotImplementedError
+def _summary(record: Mapping[str, Any]) -> str:
+    """What was segmented with what, in one line."""
+    scan = record["scan"]
+    shape = " × ".join(str(n) for n in scan["shape"])
+    spacing = " × ".join(f"{mm:.3g}" for mm in scan["spacing_mm"])
+    return (
+        f"{scan['modality'].upper()}, {shape} voxels of {spacing} mm; model {record['model']['name']}; "
+        f"{record['device']}; {record['seconds']:.1f} s"
+    )

@@ -1,4 +1,4 @@
-"""Grids and phantoms that tests of the core share: tilted, of three different sides, nothing in the middle."""
+"""Grids and phantoms that tests of the core share: tilted, of three different sides, off-centre."""
 
 from __future__ import annotations
 

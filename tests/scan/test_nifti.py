@@ -311,7 +311,7 @@ def test_missing_empty_and_unknown_files_are_refused(tmp_path):
     (tmp_path / "empty.nii.gz").touch()
     refused(tmp_path / "empty.nii.gz", "empty")
     (tmp_path / "picture.png").write_bytes(b"\x89PNG" + bytes(500))
-    refused(tmp_path / "picture.png", r"NIfTI.*NRRD.*DICOM")
+    refused(tmp_path / "picture.png", r"NIfTI.*NRRD.*or DICOM")
 
 
 def test_a_file_that_may_not_be_read_is_refused(voxels, tilted, tmp_path, monkeypatch):

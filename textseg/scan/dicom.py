@@ -142,6 +142,21 @@ def read_dicom(path: Path, series: str | None = None, volume: int | None = None)
 
 def _stacks(path: Path) -> list[_Stack]:
     """All stacks of images with a place in the patient, by series number and then by UID."""
+    stacks: list[_Stack] = []
+    unnamed = 0
+    for frames in sorted(_frames_by_series(path), key=_series_order):
+        uid = _uid(frames)
+        if not uid:
+            # Anonymised files may have none.
+            unnamed += 1
+            uid = f"unnamed-{unnamed}"
+        parts = _by_direction(frames)
+        for number, part in enumerate(parts, start=1):
+            stacks.append(_Stack(uid if len(parts) == 1 else f"{uid}/{number}", tuple(part)))
+    return stacks
+
+
+def _frames_by_series(path: Path) -> list[list[Frame]]:
     series: dict[tuple[str, ...], list[Frame]] = defaultdict(list)
     passed_over: set[str] = set()
     for file, header in dicom_headers(path):
@@ -152,18 +167,11 @@ def _stacks(path: Path) -> list[_Stack]:
             passed_over.add(str(header.get("Modality") or "other"))
     if not series:
         raise _no_images(path, passed_over)
-    ordered = sorted(
-        series.values(), key=lambda frames: (_series_number(frames[0].header) or 0, _uid(frames))
-    )
-    unnamed = [frames for frames in ordered if not _uid(frames)]
-    stacks: list[_Stack] = []
-    for frames in ordered:
-        # Anonymised files may have no UID at all.
-        uid = _uid(frames) or f"unnamed-{1 + next(i for i, one in enumerate(unnamed) if one is frames)}"
-        parts = _by_direction(frames)
-        for number, part in enumerate(parts, start=1):
-            stacks.append(_Stack(uid if len(parts) == 1 else f"{uid}/{number}", tuple(part)))
-    return stacks
+    return list(series.values())
+
+
+def _series_order(frames: Sequence[Frame]) -> tuple[int, str]:
+    return _series_number(frames[0].header) or 0, _uid(frames)
 
 
 def _series_key(header: Dataset) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ ENDINGS: dict[str, FileFormat] = {
 }
 READABLE = (
     "NIfTI (.nii.gz, .nii), FreeSurfer (.mgz, .mgh), NRRD (.nrrd, .nhdr), MetaImage (.mha, .mhd) "
-    "and DICOM (a folder, or a multi-frame .dcm file)"
+    "or DICOM (a folder, or a multi-frame .dcm file)"
 )
 GZIP_MAGIC = b"\x1f\x8b"
 FIRST = 2000

@@ -1,7 +1,7 @@
 """Training cases as plain arrays on their working grid: all that training reads, without any scan reader.
 
-A folder of arrays holds `index.json` and one compressed .npz a case, so it can be carried to a machine that has
-nothing but torch and numpy.
+A folder of arrays holds `index.json` and one compressed .npz a case, so it can be carried to a machine that
+has nothing but torch and numpy.
 """
 
 from __future__ import annotations
@@ -54,8 +54,11 @@ class CaseFacts:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """facts, labels (x, y, z) uint8 or int16 in canonical axes at the working spacing, and the normalised image
-    (x, y, z) float16, or None for a label map whose image is synthesised."""
+    """A case in memory, in canonical axes at the working spacing.
+
+    labels (x, y, z) uint8 or int16; image (x, y, z) float16, normalised, or None for a label map, whose image
+    is synthesised.
+    """
 
     facts: CaseFacts
     labels: NDArray[Any]
@@ -82,13 +85,15 @@ def read_index(folder: Path) -> list[CaseFacts]:
     """
     path = folder / INDEX_FILE
     if not path.is_file():
-        raise DatasetError(f"A folder of training arrays holds {INDEX_FILE}, but {folder} does not. Gather it first.")
+        raise DatasetError(
+            f"A folder of training arrays holds {INDEX_FILE}, but {folder} does not. Gather it first."
+        )
     return [_facts(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["cases"]]
 
 
 def read_case(facts: CaseFacts, folder: Path) -> Case:
     with np.load(folder / f"{facts.name}.npz") as arrays:
-        return Case(facts, arrays["labels"], arrays["image"] if "image" in arrays else None)
+        return Case(facts, arrays["labels"], arrays.get("image"))
 
 
 def _facts(entry: dict[str, Any]) -> CaseFacts:

@@ -1,4 +1,4 @@
-"""How good a model is on cases that were held back: Dice by structure, and whether absent things are denied."""
+"""How good a model is on held-back cases: Dice by structure, and whether absent things are denied."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ def _scores(
     text = torch.stack([vectors[target][0] for target, _ in targets])
     answer = segment_windows(network, image[None], text, plan, compute)
     kind = f"{case.facts.mixture} {modality}" + ("" if case.image is not None else " (synthesised)")
-    for (target, values), logits, presence in zip(targets, answer.logits, answer.presence.tolist(), strict=True):
+    for (target, values), logits, presence in zip(
+        targets, answer.logits, answer.presence.tolist(), strict=True
+    ):
         reference = np.isin(case.labels, values)
         predicted = logits.numpy() > 0
         voxels = int(reference.sum())

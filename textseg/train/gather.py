@@ -1,8 +1,8 @@
-"""From datasets on disk to training arrays: read, put on the working grid, normalise, name in the lexicon's terms.
+"""From datasets on disk to training arrays: on the working grid, normalised, named in the lexicon's terms.
 
-Two layouts: nnU-Net's raw folders (imagesTr, labelsTr, dataset.json) and folders of label maps without images
-(names.json). `sources.json` beside a plan says which folders, how they are split, and by which group's spacing
-they are prepared.
+Layouts: nnU-Net's raw folders (imagesTr, labelsTr, dataset.json), folders of label maps without images
+(names.json), single pairs of image and label map, and phantoms of our own. `sources.json` beside a plan says
+which folders, how they are split, and by which group's spacing they are prepared.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from scipy.ndimage import distance_transform_edt
 
 from textseg.errors import DatasetError
 from textseg.geometry import Geometry, bounding_box
+from textseg.normalise import normalise
 from textseg.plan import Plan
 from textseg.prepare import content_box, working_grid
-from textseg.normalise import normalise
 from textseg.prompts import Lexicon, understand
 from textseg.resample import resample
 from textseg.scan import LabelMap, read_label_map, read_scan
@@ -46,7 +47,7 @@ def gather(data: Path, arrays: Path, plan: Plan, sources: Path, lexicon: Lexicon
     arrays.mkdir(parents=True, exist_ok=True)
     facts = []
     for source in json.loads(sources.read_text(encoding="utf-8"))["sources"]:
-        for case in _cases(data / source.get("folder", ""), source, plan, lexicon):
+        for case in _cases(data, source, plan, lexicon):
             write_case(case, arrays)
             facts.append(case.facts)
     write_index(facts, arrays)
@@ -71,7 +72,9 @@ def named_targets(
             continue
         prompt = understand(name, lexicon)
         if not prompt.known:
-            raise DatasetError(f"A label needs a name that the lexicon knows, got {name!r}. Add it as a synonym.")
+            raise DatasetError(
+                f"A label needs a name that the lexicon knows, got {name!r}. Add it as a synonym."
+            )
         target = Target(
             prompt.structure.id if prompt.structure else None, prompt.finding.id if prompt.finding else None
         )
@@ -92,14 +95,20 @@ def _leaves(concept: str, lexicon: Lexicon) -> set[str]:
     return leaves
 
 
-def _cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
-    if source["layout"] == "phantom":
+def _cases(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
+    layout = source["layout"]
+    if layout == "phantom":
         yield from _phantom_cases(source, plan, lexicon)
-        return
-    if not folder.is_dir():
-        raise DatasetError(f"The source folder {folder} is missing. Which folder holds the training data?")
-    read = _nnunet_cases if source["layout"] == "nnunet" else _label_map_cases
-    yield from read(folder, source, plan, lexicon)
+    elif layout == "pair":
+        yield _paired_case(data, source, plan, lexicon)
+    else:
+        folder = data / source["folder"]
+        if not folder.is_dir():
+            raise DatasetError(
+                f"The source folder {folder} is missing. Which folder holds the training data?"
+            )
+        read = _nnunet_cases if layout == "nnunet" else _label_map_cases
+        yield from read(folder, source, plan, lexicon)
 
 
 def _nnunet_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
@@ -147,7 +156,16 @@ def _label_map_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexico
 
 # Labels that help to synthesise a body but that nobody asks for.
 NOT_ASKED_FOR = frozenset(
-    {"body", "subcutaneous fat", "skin", "muscle", "mesentery", "other vein", "other artery", "soft tissue of head"}
+    {
+        "body",
+        "subcutaneous fat",
+        "skin",
+        "muscle",
+        "mesentery",
+        "other vein",
+        "other artery",
+        "soft tissue of head",
+    }
 )
 # Values for what is drawn around organs that come without a body; no label map uses them.
 AROUND = {250: "soft tissue", 251: "skull bone"}
@@ -188,6 +206,26 @@ def _with_tissue_around(labels: np.ndarray, facts: CaseFacts) -> np.ndarray:
         to_brain = distance_transform_edt(~np.isin(labels, brain), facts.spacing_mm)
         around[(labels == 0) & (to_brain < 8)] = bone
     return around
+
+
+def _paired_case(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Case:
+    """One image with one label map; `ranges` of values, such as a cortex's parcels, count as one name."""
+    labels = read_label_map(data / source["labels"])
+    document = json.loads((data / source["names_from"]).read_text(encoding="utf-8"))
+    names = _labels(document["labels"])
+    merged = labels.labels.astype(np.int32)
+    for name, (lowest, highest) in source["ranges"].items():
+        merged[(merged >= lowest) & (merged <= highest)] = names[name]
+    facts = CaseFacts(
+        name=source["name"],
+        group=source["group"],
+        mixture=source["mixture"],
+        split=source["split"],
+        spacing_mm=plan.spacing_for(source["group"]),
+        modality=source["modality"],
+        targets=named_targets(names, lexicon),
+    )
+    return _image_case(facts, read_scan(data / source["image"]), replace(labels, labels=merged), plan)
 
 
 def _phantom_cases(source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:

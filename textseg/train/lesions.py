@@ -58,6 +58,20 @@ def add_lesion(
     return painted, Lesion(organ, finding, ball)
 
 
+def paint_ball(image: Tensor, centre: tuple[int, int, int], radius_voxels: float, shift: float) -> Tensor:
+    """The image (x, y, z) with a plain ball around a voxel made brighter or darker by `shift`."""
+    distance = _distance_from(torch.tensor([float(c) for c in centre]), torch.ones(3), tuple(image.shape))
+    return torch.where(distance < radius_voxels, image + shift, image)
+
+
+def _distance_from(centre: Tensor, stretch: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """(x, y, z) distances in voxels from a point, along stretched axes."""
+    axes = [torch.arange(n).float() for n in shape]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+    distance: Tensor = ((grid - centre) * stretch).norm(dim=-1)
+    return distance
+
+
 def _mask(labels: Tensor, values: tuple[int, ...]) -> Tensor:
     mask = labels == values[0]
     for value in values[1:]:
@@ -71,9 +85,7 @@ def _uneven_ball(organ: Tensor, random: np.random.Generator) -> Tensor:
     centre = where[int(random.integers(len(where)))].float()
     radius = float(random.uniform(2.0, 7.0))
     stretch = torch.from_numpy(random.uniform(0.8, 1.25, 3).astype(np.float32))
-    axes = [torch.arange(n).float() for n in organ.shape]
-    grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-    distance = ((grid - centre) * stretch).norm(dim=-1)
+    distance = _distance_from(centre, stretch, tuple(organ.shape))
     wavy = distance + 0.15 * radius * smooth_noise(tuple(organ.shape), 5, random)
     ball = wavy < radius
     bulges = random.random() < 0.3

@@ -1,4 +1,4 @@
-"""The training loop, from arrays to weights; it can be stopped at any step and goes on from its last state."""
+"""The training loop, from arrays to weights; it can be stopped anywhere and goes on from its last state."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ class Step:
 class SampleStream(Dataset[tuple[Tensor, Tensor, Tensor]]):
     """Sample i of the stream is always the same, whichever process draws it: (image, text vectors, masks)."""
 
-    def __init__(self, sampler: PatchSampler, vectors: Mapping[Target, Tensor], seed: int, length: int) -> None:
+    def __init__(
+        self, sampler: PatchSampler, vectors: Mapping[Target, Tensor], seed: int, length: int
+    ) -> None:
         self.sampler = sampler
         self.vectors = vectors
         self.seed = seed
@@ -90,7 +92,8 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     recipe = plan.training
     torch.manual_seed(recipe.seed)
-    network = build_network(plan).to(device, memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    network = build_network(plan).to(device)
+    network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     averaged = copy.deepcopy(network).requires_grad_(False)
     optimiser = _optimiser(network, recipe)
     start = _resume(run, network, averaged, optimiser, device)
@@ -106,7 +109,9 @@ def train(
         _set_mode(network, frozen=number >= recipe.steps * (1 - recipe.frozen_norm_fraction))
         loss = _step(network, optimiser, next(batches), plan, device)
         if not math.isfinite(loss):
-            raise TextsegError(f"Training needs a finite loss, got {loss} at step {number}. Try a lower learning rate.")
+            raise TextsegError(
+                f"Training needs a finite loss, got {loss} at step {number}. Try a lower learning rate."
+            )
         _average(averaged, network, recipe.ema, number)
         smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
         report(Step(number + 1, recipe.steps, smooth, rate, time.monotonic() - step_began))
@@ -164,18 +169,21 @@ def _set_mode(network: nn.Module, *, frozen: bool) -> None:
 def _optimiser(network: nn.Module, recipe: TrainingPlan) -> torch.optim.Optimizer:
     matrices = [p for p in network.parameters() if p.ndim > 1]
     rest = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": recipe.weight_decay},
+        {"params": rest, "weight_decay": 0.0},
+    ]
     return torch.optim.AdamW(groups, lr=recipe.learning_rate)
 
 
 @torch.no_grad()
 def _average(averaged: nn.Module, network: nn.Module, keep: float, step: int) -> None:
-    """The exponential mean of the weights, quicker at the start so that the first random ones are forgotten."""
+    """The exponential mean of the weights, quicker at the start, so the first random ones are forgotten."""
     keep = min(keep, (1 + step) / (10 + step))
     for mean, new in zip(averaged.parameters(), network.parameters(), strict=True):
         mean.lerp_(new, 1 - keep)
-    for mean, new in zip(averaged.buffers(), network.buffers(), strict=True):
-        mean.copy_(new)
+    for kept, current in zip(averaged.buffers(), network.buffers(), strict=True):
+        kept.copy_(current)
 
 
 def _loader(stream: SampleStream, batch: int, workers: int, device: torch.device) -> DataLoader[Any]:
@@ -197,7 +205,9 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _save(run: Path, step: int, network: nn.Module, averaged: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def _save(
+    run: Path, step: int, network: nn.Module, averaged: nn.Module, optimiser: torch.optim.Optimizer
+) -> None:
     state = {
         "step": step,
         "network": network.state_dict(),

@@ -1,20 +1,21 @@
-"""What training minimises: overlap and cross-entropy a prompt at every scale, and whether the thing is there."""
+"""What training minimises: each prompt's overlap and cross-entropy at every scale, and its presence."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from textseg.network.build import Decoded
 
 
-def prompt_loss(decoded: Decoded, masks: Tensor, scale_weights: Sequence[float], presence_weight: float) -> Tensor:
+def prompt_loss(
+    decoded: Decoded, masks: Tensor, scale_weights: Sequence[float], presence_weight: float
+) -> Tensor:
     """The loss of one batch, a scalar.
 
-    Every prompt counts the same, whatever its size. A prompt whose mask is empty is scored by cross-entropy alone:
-    Dice of an empty mask would reward a wrong map as much as an empty one.
+    Every prompt counts the same, whatever its size. A prompt whose mask is empty is scored by cross-entropy
+    alone: Dice of an empty mask would reward a wrong map as much as an empty one.
 
     Args:
         decoded: logits (batch, prompts, x, y, z) a scale, finest first, and presence logits.
@@ -23,7 +24,9 @@ def prompt_loss(decoded: Decoded, masks: Tensor, scale_weights: Sequence[float],
         presence_weight: of the presence score's cross-entropy.
     """
     present = (masks.flatten(2).amax(dim=2) > 0.5).float()
-    total = presence_weight * nn.functional.binary_cross_entropy_with_logits(decoded.presence.float(), present)
+    total = presence_weight * nn.functional.binary_cross_entropy_with_logits(
+        decoded.presence.float(), present
+    )
     used = sum(scale_weights)
     for logits, weight in zip(decoded.logits, scale_weights, strict=False):
         target = _resized(masks, logits)
@@ -37,7 +40,9 @@ def mask_loss(logits: Tensor, masks: Tensor, present: Tensor) -> Tensor:
     logits and masks (batch, prompts, x, y, z), masks 0 to 1; present (batch, prompts) 0 or 1.
     """
     logits, masks = logits.flatten(2), masks.flatten(2)
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(dim=2)
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(
+        dim=2
+    )
     probabilities = logits.sigmoid()
     overlap = (probabilities * masks).sum(dim=2)
     sizes = probabilities.sum(dim=2) + masks.sum(dim=2)

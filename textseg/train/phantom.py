@@ -67,7 +67,7 @@ def torso_phantom(random: np.random.Generator, geometry: Geometry) -> Labels:
     points = _bent(_torso_points(geometry), random, geometry)
     size = np.array([140.0, 100.0]) * random.uniform(0.9, 1.15, 2)
     labels = np.zeros(geometry.shape, np.uint8)
-    x, y, z = points
+    x, y, _ = points
     radius = (np.abs(x / size[0]) ** 2.5 + np.abs(y / size[1]) ** 2.5) ** 0.4
     fat_mm = random.uniform(6, 25)
     labels[radius < 1 + fat_mm / size.mean()] = VALUES[FAT]
@@ -83,8 +83,9 @@ def torso_phantom(random: np.random.Generator, geometry: Geometry) -> Labels:
 
 def _torso_points(geometry: Geometry) -> NDArray[np.float64]:
     """(3, x, y, z): mm from the torso's axis to the right and to the front, and the height from 0 to 1."""
-    x, y, z = (
-        (np.arange(n) - (n - 1) / 2) * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True)
+    x, y = (
+        (np.arange(n) - (n - 1) / 2) * mm
+        for n, mm in zip(geometry.shape[:2], geometry.spacing_mm[:2], strict=True)
     )
     height = (np.arange(geometry.shape[2]) + 0.5) / geometry.shape[2]
     return np.stack(np.meshgrid(x, y, height, indexing="ij"))
@@ -93,8 +94,10 @@ def _torso_points(geometry: Geometry) -> NDArray[np.float64]:
 def _bent(
     points: NDArray[np.float64], random: np.random.Generator, geometry: Geometry, reach_mm: float = 9.0
 ) -> NDArray[np.float64]:
-    """The points moved by a smooth random field of some millimetres, so that no organ is a plain ellipsoid."""
-    coarse = tuple(max(3, round(n * mm / 45)) for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True))
+    """The points moved by a smooth random field of some millimetres, so that no organ is an ellipsoid."""
+    coarse = tuple(
+        max(3, round(n * mm / 45)) for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True)
+    )
     where = np.meshgrid(
         *(np.linspace(0, c - 1, n) for c, n in zip(coarse, geometry.shape, strict=True)), indexing="ij"
     )

@@ -1,23 +1,30 @@
-"""The committed recipe: from training arrays to a model's weights, in one call that can be cut into pieces."""
+"""The committed recipe: from training arrays to weights, in one call that can be cut into pieces."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from textseg.device import Compute
 from textseg.embeddings.encoder import load_own_encoder
-from textseg.network.build import TextPromptedNetwork
+from textseg.embeddings.tower import load_tower
+from textseg.network.build import TextPromptedNetwork, count_parameters
 from textseg.network.weights import save_network
 from textseg.plan import Plan
 from textseg.prompts import Lexicon
+from textseg.train.card import write_card
 from textseg.train.cases import read_case, read_index
+from textseg.train.evaluate import Score, evaluate
 from textseg.train.loop import SampleStream, Step, train
 from textseg.train.sampling import PatchSampler, find_places
 from textseg.train.words import target_vectors
+
+INTRODUCTION_FILE = "card_introduction.md"
 
 
 def run_recipe(
@@ -62,3 +69,35 @@ def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> Samp
 def save_model(network: TextPromptedNetwork, plan: Plan, model: Path, step: int) -> None:
     """Put a trained network's weights into its model's folder."""
     save_network(network, model, {"plan": plan.name, "steps": str(step), "seed": str(plan.training.seed)})
+
+
+def write_scored_card(
+    network: TextPromptedNetwork,
+    plan: Plan,
+    model: Path,
+    arrays: Path,
+    lexicon: Lexicon,
+    compute: Compute,
+    facts: dict[str, Any],
+) -> list[Score]:
+    """Score the network on the held-back cases and write the model's card from it.
+
+    Args:
+        facts: what the card's introduction says of the run besides the plan's numbers: device, hours, steps.
+    """
+    encoder = load_own_encoder(model, plan.text)
+    targets = [target for entry in read_index(arrays) for target, _ in entry.targets]
+    vectors = target_vectors(targets, encoder, lexicon, plan.training.seed, paraphrases=0)
+    scores = list(evaluate(network, vectors, arrays, plan, compute))
+    recipe = plan.training
+    known = {
+        "parameters_millions": count_parameters(network) / 1e6,
+        "text_parameters_millions": count_parameters(load_tower(model, plan.text)) / 1e6,
+        "batch": recipe.batch,
+        "patch": " × ".join(map(str, recipe.patch_voxels)),
+        "prompts_per_sample": recipe.prompts_per_sample,
+        "seed": recipe.seed,
+    }
+    introduction = (model / INTRODUCTION_FILE).read_text(encoding="utf-8")
+    write_card(introduction, scores, plan, lexicon, known | facts, model)
+    return scores

@@ -1,4 +1,4 @@
-"""What a training step sees: a patch cut out of a case, bent and noisy, and the prompts that are asked of it."""
+"""What a training step sees: a patch cut out of a case, bent and noisy, and the prompts asked of it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CT_FRACTION: Mapping[str, float] = {"torso": 0.65, "head_neck": 0.8, "phantom": 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """image (1, x, y, z) float32; targets and their masks (prompts, x, y, z) float32, empty ones for the absent."""
+    """image (1, x, y, z) float32; targets and masks (prompts, x, y, z) float32, empty for the absent."""
 
     image: Tensor
     targets: tuple[Target, ...]
@@ -34,7 +34,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """A case with a sample of the places where each of its targets lies, so patches can be drawn around them."""
+    """A case with some of the places where each of its targets lies, so patches can be drawn around them."""
 
     case: Case
     centres: dict[Target, np.ndarray]
@@ -115,13 +115,24 @@ class PatchSampler:
         if facts.mixture in ("torso", "phantom") and random.random() < 0.35:
             sd = self.plan.intensity["ct"].sd
             values_per_hu = 1.0 if case.image is None or sd is None else 1.0 / sd
-            image, lesion = add_lesion(image, labels, self._organs(facts.targets), modality, values_per_hu, random)
+            image, lesion = add_lesion(
+                image, labels, self._organs(facts.targets), modality, values_per_hu, random
+            )
         if case.image is None:
             image = normalise(image, self.plan.intensity[modality])
         return image, lesion
 
     def _organs(self, targets: Sequence[tuple[Target, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
-        bases = {"liver", "kidney", "spleen", "pancreas", "lung", "urinary_bladder", "adrenal_gland", "stomach"}
+        bases = {
+            "liver",
+            "kidney",
+            "spleen",
+            "pancreas",
+            "lung",
+            "urinary_bladder",
+            "adrenal_gland",
+            "stomach",
+        }
         return {
             target.structure: labels
             for target, labels in targets
@@ -135,7 +146,7 @@ class PatchSampler:
         self, place: Place, labels: Tensor, lesion: Lesion | None, random: np.random.Generator
     ) -> tuple[dict[Target, Tensor], list[Target]]:
         """Masks of what the patch shows, and what it is known not to show, near misses first."""
-        counts = torch.bincount(labels.flatten(), minlength=int(max(256, labels.max() + 1)))
+        counts = torch.bincount(labels.flatten())
         present: dict[Target, Tensor] = {}
         unseen: list[Target] = []
         for target, values in place.case.facts.targets:
@@ -157,8 +168,8 @@ class PatchSampler:
         strangers = self.strangers[place.case.facts.mixture]
         far = [strangers[random.integers(len(strangers))] for _ in range(2)] if strangers else []
         near_misses, rest = near + others, unseen + far
-        random.shuffle(near_misses)  # type: ignore[arg-type]
-        random.shuffle(rest)  # type: ignore[arg-type]
+        random.shuffle(near_misses)
+        random.shuffle(rest)
         return present, near_misses + rest
 
     def _mirrored(self, target: Target) -> Target:
@@ -174,7 +185,7 @@ class PatchSampler:
         room = training.prompts_per_sample
         first = [t for t in present if t == wanted or t.finding is not None]
         others = [t for t in present if t not in first]
-        random.shuffle(others)  # type: ignore[arg-type]
+        random.shuffle(others)
         absent_room = max(1, round(room * training.absent_fraction)) if absent else 0
         asked = (first + others)[: room - absent_room]
         asked_absent = list(dict.fromkeys(absent))[: room - len(asked)]
@@ -212,7 +223,7 @@ def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:
 def _cut(
     case: Case, centre: np.ndarray, shape: Sequence[int], random: np.random.Generator
 ) -> tuple[Tensor, Tensor | None]:
-    """A turned, scaled and bent patch around a voxel position: labels int64 and, where there is one, the image."""
+    """A turned, scaled and bent patch around a voxel: labels int64 and the image, if there is one."""
     grid = _patch_positions(centre, shape, case.facts.spacing_mm, random)
     low = np.floor(grid.reshape(-1, 3).min(axis=0)).astype(int) - 1
     high = np.ceil(grid.reshape(-1, 3).max(axis=0)).astype(int) + 2

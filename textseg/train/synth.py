@@ -65,7 +65,9 @@ def _painted(labels: Tensor, tissues: Mapping[int, Tissue], random: np.random.Ge
     return torch.where(pockets, torch.full_like(image, AIR_HU + 60), image)
 
 
-def _ct_tissues(values: list[int], names: Mapping[int, str], random: np.random.Generator) -> dict[int, Tissue]:
+def _ct_tissues(
+    values: list[int], names: Mapping[int, str], random: np.random.Generator
+) -> dict[int, Tissue]:
     # In half of the patients contrast medium lifts vessels, heart and kidneys together.
     medium = abs(random.normal(60, 60)) if random.random() < 0.5 else 0.0
     drawn: dict[str, Tissue] = {}
@@ -82,7 +84,9 @@ def _ct_tissues(values: list[int], names: Mapping[int, str], random: np.random.G
     return tissues
 
 
-def _mr_tissues(values: list[int], names: Mapping[int, str], random: np.random.Generator) -> dict[int, Tissue]:
+def _mr_tissues(
+    values: list[int], names: Mapping[int, str], random: np.random.Generator
+) -> dict[int, Tissue]:
     like_t1 = random.random() < 0.4
     inverted = like_t1 and random.random() < 0.3
     drawn: dict[str, Tissue] = {}
@@ -117,7 +121,7 @@ def _blurred(image: Tensor, sigma_voxels: float) -> Tensor:
     """A separable Gaussian of five taps an axis; enough for sigmas below a voxel."""
     if sigma_voxels < 0.2:
         return image
-    taps = torch.exp(-torch.arange(-2, 3).float() ** 2 / (2 * sigma_voxels**2))
+    taps = torch.exp(-(torch.arange(-2, 3).float() ** 2) / (2 * sigma_voxels**2))
     taps = taps / taps.sum()
     x = image[None, None]
     for axis in range(3):
@@ -137,7 +141,9 @@ def _thick_slices(image: Tensor, random: np.random.Generator) -> Tensor:
     shape = list(image.shape)
     shape[axis] = max(4, round(shape[axis] / random.uniform(1.2, 3.0)))
     thick = nn.functional.interpolate(image[None, None], size=shape, mode="area")
-    return nn.functional.interpolate(thick, size=list(image.shape), mode="trilinear", align_corners=False)[0, 0]
+    return nn.functional.interpolate(thick, size=list(image.shape), mode="trilinear", align_corners=False)[
+        0, 0
+    ]
 
 
 def smooth_noise(shape: tuple[int, ...], cell_voxels: int, random: np.random.Generator) -> Tensor:

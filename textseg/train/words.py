@@ -24,7 +24,7 @@ def canonical_words(target: Target, lexicon: Lexicon) -> str:
 def target_vectors(
     targets: Iterable[Target], encoder: TextEncoder, lexicon: Lexicon, seed: int, paraphrases: int = 8
 ) -> dict[Target, Tensor]:
-    """For each target (1 + paraphrases, width): its canonical words first, then as different people write it."""
+    """For each target (1 + paraphrases, width): its canonical words, then as different people write it."""
     targets = list(dict.fromkeys(targets))
     random = np.random.default_rng(seed)
     texts = []

@@ -1,0 +1,221 @@
+"""`textseg predict`: a scan and prompts in, masks out."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from textseg.errors import OutputError, PromptError, ScanError
+from textseg_cli.exits import NOTHING_FOUND, plain_errors
+from textseg_cli.output import Screen
+
+if TYPE_CHECKING:
+    from textseg.destination import Destination
+    from textseg.prompts import Prompt
+    from textseg.volume import Modality
+
+
+class Device(StrEnum):
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class ModalityChoice(StrEnum):
+    AUTO = "auto"
+    CT = "ct"
+    MR = "mr"
+    PET = "pet"
+
+
+class MaskFormat(StrEnum):
+    NII_GZ = "nii.gz"
+    NRRD = "nrrd"
+    MHA = "mha"
+
+
+WHAT, HOW, WHERE, SHOWN = "What to segment", "How", "What to write", "What to print"
+
+
+@plain_errors()
+def predict(
+    scan: Annotated[
+        str, typer.Argument(metavar="SCAN", help="A NIfTI, NRRD, MetaImage or .mgz file, or a DICOM folder.")
+    ],
+    prompts: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PROMPT", help='What to find, such as "left kidney tumor".'),
+    ] = None,
+    prompts_file: Annotated[
+        Path | None,
+        typer.Option(help="More prompts, one a line; # begins a comment.", rich_help_panel=WHAT),
+    ] = None,
+    channel: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A further channel of the scan, on the same grid; repeatable.", rich_help_panel=WHAT
+        ),
+    ] = None,
+    series: Annotated[
+        str | None,
+        typer.Option(help="Which DICOM series: UID, its beginning or end, or number.", rich_help_panel=WHAT),
+    ] = None,
+    volume: Annotated[
+        int | None,
+        typer.Option(min=0, help="Which volume of a 4D scan, from 0.", rich_help_panel=WHAT),
+    ] = None,
+    modality: Annotated[
+        ModalityChoice,
+        typer.Option(help="What the scan is; auto asks its header, then its values.", rich_help_panel=WHAT),
+    ] = ModalityChoice.AUTO,
+    model: Annotated[
+        str, typer.Option(metavar="NAME|PATH", help="A model by name, or its folder.", rich_help_panel=HOW)
+    ] = "default",
+    device: Annotated[Device, typer.Option(help="Where to compute.", rich_help_panel=HOW)] = Device.AUTO,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Processor threads; all by default.", rich_help_panel=HOW)
+    ] = None,
+    clean_up: Annotated[
+        bool,
+        typer.Option(
+            "--clean-up", help="Keep the largest part of a mask, fill its holes.", rich_help_panel=HOW
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="OUT",
+            help="The folder for masks and record, this one by default; or a file name for the one mask.",
+            rich_help_panel=WHERE,
+        ),
+    ] = None,
+    mask_format: Annotated[
+        MaskFormat | None,
+        typer.Option("--format", help="Of the masks; the scan's own by default.", rich_help_panel=WHERE),
+    ] = None,
+    combined: Annotated[
+        bool,
+        typer.Option("--combined", help="One label map for all prompts.", rich_help_panel=WHERE),
+    ] = False,
+    preview: Annotated[
+        bool,
+        typer.Option("--preview", help="Also a picture with three planes.", rich_help_panel=WHERE),
+    ] = False,
+    write_empty: Annotated[
+        bool,
+        typer.Option("--write-empty", help="Write a mask also for what is not found.", rich_help_panel=WHERE),
+    ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Replace what an earlier run wrote.", rich_help_panel=WHERE),
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.", rich_help_panel=SHOWN)] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="The record on stdout, messages on stderr.", rich_help_panel=SHOWN),
+    ] = False,
+) -> None:
+    """Segment what prompts name in a scan.
+
+    Writes one mask a prompt on the scan's own grid, named after both, and a
+    JSON record of what was understood, found and done: all of them or none.
+    """
+    screen = Screen(quiet, as_json)
+    kind = None if modality is ModalityChoice.AUTO else cast("Modality", modality.value)
+    texts = [*(prompts or []), *(_prompts_in(prompts_file) if prompts_file else [])]
+    to = _destination(out, mask_format, combined, preview, write_empty, overwrite)
+
+    from textseg.inference import Segmenter, understand_all
+    from textseg.models import find_model
+    from textseg.scan import read_scan
+
+    for prompt in understand_all(texts):
+        for note in notes_on(prompt):
+            screen.note(note)
+    to.check_folder()
+    found_model = find_model(model)
+    with screen.progress() as progress:
+        progress("reading", 0, 1)
+        image = read_scan([_named(scan), *(channel or [])], series=series, volume=volume)
+        for warning in image.file.details["warnings"] if image.file else []:
+            screen.warning(warning)
+        to.check_names(image, texts)
+        progress("loading the model", 0, 1)
+        segmenter = Segmenter(found_model.path, device=device.value, threads=threads)
+        segmentation = segmenter(
+            image,
+            texts,
+            modality=kind,
+            clean_up=clean_up,
+            progress=progress,
+        )
+        progress("writing", 0, 1)
+        written = segmentation.write(to)
+    screen.segmentation(segmentation.found, written)
+    if not any(found.is_there for found in segmentation.found):
+        raise typer.Exit(NOTHING_FOUND)
+
+
+def notes_on(prompt: Prompt) -> list[str]:
+    """What a person should know about how a prompt was read: unknown, mistyped or unused words."""
+    from textseg.prompts import default_lexicon, suggest
+    from textseg.prompts.cleaning import SIDES, tokens
+
+    if not prompt.known:
+        nearest = ", ".join(suggest(prompt.text))
+        hint = f"; nearest: {nearest}" if nearest else ""
+        return [f"{prompt.text!r} is not in the lexicon{hint}; its words are used as they are."]
+    lexicon = default_lexicon()
+    correct = {*lexicon.vocabulary, *lexicon.plain_words, *SIDES, *prompt.unused}
+    notes = []
+    if any(word not in correct for word in tokens(prompt.words)):
+        notes.append(f"{prompt.text!r} is understood as {prompt.canonical!r}.")
+    if prompt.unused:
+        notes.append(f"In {prompt.text!r} these words are not understood: {', '.join(prompt.unused)}.")
+    return notes
+
+
+def _named(scan: str) -> Path:
+    # An empty path would be the current folder: an unset variable in a script must not read that.
+    if not scan.strip():
+        raise ScanError("A scan must be a file or a folder, got an empty name. Is a variable unset?")
+    return Path(scan)
+
+
+def _prompts_in(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise PromptError(f"A prompts file must be readable, but {path} is not: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise PromptError(
+            f"A prompts file must be UTF-8 text, but {path} is not. Save it as UTF-8."
+        ) from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _destination(
+    out: Path | None,
+    mask_format: MaskFormat | None,
+    combined: bool,
+    preview: bool,
+    write_empty: bool,
+    overwrite: bool,
+) -> Destination:
+    """OUT is a file where it ends like a mask, else a folder."""
+    from textseg.destination import Destination
+    from textseg.scan.formats import ending_of
+    from textseg.scan.write import WRITERS
+
+    ending = mask_format.value if mask_format else None
+    folder, name = out or Path.cwd(), None
+    if not folder.is_dir() and ending_of(folder.name) in WRITERS:
+        folder, name = folder.parent, folder.name
+        if ending and not name.lower().endswith(f".{ending}"):
+            raise OutputError(f"--format and the name of the file must agree, got {ending} and {name}.")
+    return Destination(folder, name, ending, combined, preview, write_empty, overwrite)

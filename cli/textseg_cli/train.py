@@ -1,0 +1,107 @@
+"""`textseg train`: from a plan and its sources to a model's folder."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from textseg.errors import DatasetError
+from textseg_cli.exits import plain_errors
+from textseg_cli.output import Screen
+from textseg_cli.predict import Device
+
+if TYPE_CHECKING:
+    from textseg.plan import Plan
+    from textseg.train.loop import Step
+
+
+@plain_errors()
+def train(
+    plan_folder: Annotated[
+        Path, typer.Argument(metavar="PLAN_FOLDER", help="Holds plan.json, sources.json and the text tower.")
+    ],
+    arrays: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="The training arrays; gathered from DATA where missing.")
+    ],
+    run: Annotated[Path, typer.Option(metavar="FOLDER", help="State and log, to stop and to go on.")],
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="What the folders in sources.json lie in.")
+    ] = None,
+    text: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the text tower is, if not in PLAN_FOLDER."),
+    ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")
+    ] = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="The model; RUN/model by default."),
+    ] = None,
+) -> None:
+    """Train a plan's network.
+
+    Goes on from the state in RUN where there is one, and writes the model's
+    folder at the end and whenever the time is up.
+    """
+    from textseg.device import choose_compute
+    from textseg.plan import read_plan
+    from textseg.prompts import default_lexicon
+    from textseg.train.recipe import run_recipe, save_model
+
+    screen = Screen()
+    plan, lexicon = read_plan(plan_folder), default_lexicon()
+    text = text or plan_folder
+    last = 0
+    with screen.progress() as progress:
+        progress("gathering", 0, 1)
+        _gather_once(plan_folder, data, arrays, plan)
+
+        def report(step: Step) -> None:
+            nonlocal last
+            last = step.number
+            progress(f"loss {step.loss:.3f}", step.number, step.of)
+
+        compute = choose_compute(device.value)
+        network = run_recipe(
+            plan, text, arrays, run, lexicon, compute.device, minutes=minutes or math.inf, report=report
+        )
+    model = out or run / "model"
+    _write_all_but_network(plan, text, model)
+    save_model(network, plan, model, last)
+    screen.lines([f"Step {last} of {plan.training.steps}; the model is in {model}"])
+
+
+def _gather_once(plan_folder: Path, data: Path | None, arrays: Path, plan: Plan) -> None:
+    from textseg.prompts import default_lexicon
+    from textseg.train.cases import INDEX_FILE
+    from textseg.train.gather import SOURCES_FILE, gather
+
+    if (arrays / INDEX_FILE).is_file():
+        return
+    sources = plan_folder / SOURCES_FILE
+    if data is None or not sources.is_file():
+        raise DatasetError(
+            f"Training needs arrays, but {arrays} has no {INDEX_FILE}; to gather them, give --data and a "
+            f"plan's folder with {SOURCES_FILE}."
+        )
+    gather(data, arrays, plan, sources, default_lexicon())
+
+
+def _write_all_but_network(plan: Plan, text: Path, model: Path) -> None:
+    """Plan, text tower and vocabulary, except what lies there already."""
+    from textseg.embeddings.tower import WEIGHTS_FILE
+    from textseg.embeddings.vocabulary import VOCABULARY_FILE
+    from textseg.plan import PLAN_FILE, write_plan
+
+    model.mkdir(parents=True, exist_ok=True)
+    if not (model / PLAN_FILE).exists():
+        write_plan(plan, model / PLAN_FILE)
+    for name in (WEIGHTS_FILE, VOCABULARY_FILE):
+        if not (model / name).exists():
+            shutil.copyfile(text / name, model / name)

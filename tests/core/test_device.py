@@ -1,0 +1,93 @@
+"""Which device, which number type, and a clear word where it is not there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from textseg.device import Compute, choose_compute, fastest_type
+from textseg.errors import DeviceError
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """A function that sets what the processor can compute in hardware."""
+
+    def set_support(*, avx512, amx):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+
+    return set_support
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A function that lets torch see a GPU, or none."""
+
+    def set_available(available, *, bfloat16=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bfloat16)
+
+    return set_available
+
+
+@pytest.mark.parametrize(
+    ("avx512", "amx", "dtype"),
+    [
+        (False, False, torch.float32),
+        (True, False, torch.bfloat16),
+        (False, True, torch.bfloat16),
+        (True, True, torch.bfloat16),
+    ],
+)
+def test_bfloat16_only_where_the_processor_has_it(avx512, amx, dtype, processor):
+    processor(avx512=avx512, amx=amx)
+    assert fastest_type(CPU) == dtype
+
+
+@pytest.mark.parametrize(("bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_without_bfloat16_computes_in_float32(bfloat16, dtype, cuda):
+    cuda(True, bfloat16=bfloat16)
+    assert choose_compute("cuda") == Compute(torch.device("cuda"), dtype)
+
+
+def test_auto_takes_the_gpu_where_there_is_one(cuda):
+    cuda(True)
+    assert choose_compute().device.type == "cuda"
+    assert choose_compute("cpu").device == CPU
+    cuda(False)
+    assert choose_compute().device == CPU
+
+
+def test_a_gpu_that_is_not_there_is_an_error_with_a_way_out(cuda):
+    cuda(False)
+    with pytest.raises(DeviceError, match="Try --device cpu"):
+        choose_compute("cuda")
+
+
+def test_an_unknown_device_is_refused():
+    with pytest.raises(DeviceError, match="auto, cpu or cuda, got 'tpu'"):
+        choose_compute("tpu")
+
+
+def test_threads_are_set_or_left_alone():
+    before = torch.get_num_threads()
+    try:
+        choose_compute("cpu", threads=before + 1)
+        assert torch.get_num_threads() == before + 1
+        choose_compute("cpu")
+        assert torch.get_num_threads() == before + 1
+        with pytest.raises(DeviceError, match="at least 1"):
+            choose_compute("cpu", threads=0)
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_run_in_the_chosen_type(dtype):
+    compute = Compute(CPU, dtype)
+    with compute.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+    assert str(compute) == f"cpu in {str(dtype)[6:]}"
