@@ -17,7 +17,7 @@ from textseg.embeddings.encoder import TextEncoder, load_own_encoder
 from textseg.errors import PromptError
 from textseg.masks import above_threshold, fill_holes, largest_component
 from textseg.models import ModelFolder, find_model
-from textseg.network.build import fold_batch_norm
+from textseg.network.build import for_inference
 from textseg.network.weights import load_network
 from textseg.prepare import prepare, restore_mask
 from textseg.prompts import Prompt, understand
@@ -78,7 +78,7 @@ class Segmenter:
         self.model: ModelFolder = find_model(model)
         self.plan = self.model.plan
         network = load_network(self.model.path, self.plan)
-        self.network = fold_batch_norm(network).to(self.compute.device)
+        self.network = for_inference(network, self.compute.device)
         self.text = text_encoder or CachedTextEncoder(load_own_encoder(self.model.path, self.plan.text))
 
     def __call__(

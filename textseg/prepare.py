@@ -40,12 +40,18 @@ def prepare(volume: Volume, plan: Plan, modality: Modality, spacing_mm: Millimet
     """The volume as the plan's network wants it, at this working spacing.
 
     Raises:
-        PlanError: the volume has another number of channels than the plan.
+        PlanError: the volume has another number of channels than the plan, or the plan does not know the
+            modality.
     """
     if volume.channels != len(plan.channels):
         raise PlanError(
             f"The model {plan.name!r} takes {len(plan.channels)} channel(s) ({', '.join(plan.channels)}), "
             f"got {volume.channels}. Give one file a channel."
+        )
+    if modality not in plan.intensity:
+        raise PlanError(
+            f"The model {plan.name!r} knows {' and '.join(plan.intensity)}, got {modality}. "
+            "Choose another model or modality."
         )
     intensity = plan.intensity[modality]
     working = working_grid(volume.geometry, spacing_mm)
@@ -67,7 +73,8 @@ def content_box(image: Tensor, intensity: IntensityPlan, geometry: Geometry, mar
     box = bounding_box(body_mask(image, intensity).numpy())
     if box is None:
         return geometry.whole
-    margin = [int(np.ceil(margin_mm / spacing)) for spacing in geometry.spacing_mm]
+    # Less a hair, so that rounding in the spacing never adds a voxel.
+    margin = [int(np.ceil(margin_mm / spacing - 1e-6)) for spacing in geometry.spacing_mm]
     return box.grown(margin).within(geometry.shape)
 
 
@@ -78,8 +85,12 @@ def restore_mask(
 
     Logits are interpolated and only then thresholded by `is_inside`: borders are smooth between voxels.
     """
-    on_scan = resample(logits, prepared.geometry, prepared.scan, fill=OUTSIDE_LOGIT)
-    return np.asarray(is_inside(on_scan).cpu().numpy())
+    # By way of canonical axes: sums in another order of the axes would differ in the last bit, and so would
+    # the masks of a scan's permuted copies.
+    order = prepared.scan.canonical_order()
+    canonical = resample(logits, prepared.geometry, prepared.scan.reordered(order), fill=OUTSIDE_LOGIT)
+    mask = is_inside(canonical).cpu().numpy()
+    return np.ascontiguousarray(order.inverse().apply(mask))
 
 
 def _brought(volume: Volume, grid: Geometry) -> Tensor:
@@ -87,10 +98,7 @@ def _brought(volume: Volume, grid: Geometry) -> Tensor:
     canonical = volume.canonical()
     channels = []
     for voxels in canonical.voxels:
-        native = np.ascontiguousarray(voxels)
-        if native.dtype.byteorder not in "=|":
-            native = native.astype(native.dtype.newbyteorder("="))
-        tensor = torch.from_numpy(native.astype(np.float32, copy=False))
+        tensor = torch.from_numpy(np.require(voxels, np.float32, ["C", "W"]))
         fill = float(tensor.min())
         channels.append(resample(tensor, canonical.geometry, grid, fill=fill))
     return torch.stack(channels)

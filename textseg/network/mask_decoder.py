@@ -55,7 +55,7 @@ class PromptScale(nn.Module):
         # Without training on spatial prompts they have no effect, rather than a random one.
         nn.init.zeros_(self.spatial.weight)
         # A rare structure starts as improbable: the first steps are not spent on unlearning a half-full mask.
-        nn.init.constant_(self.logit.bias, -4.0)  # type: ignore[arg-type]
+        nn.init.constant_(self.logit.bias, -2.0)  # type: ignore[arg-type]
         # The kernel is a product of two random vectors: keep its maps at about unit size.
         nn.init.normal_(self.kernel.weight, std=(plan.query_width * width) ** -0.5)
         nn.init.zeros_(self.kernel.bias)

@@ -47,6 +47,8 @@ class TextFusion(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         width = plan.query_width
+        # Text vectors have length one: without this each entry is a sixteenth, and the image drowns the words.
+        self.text_scale = plan.text_width**0.5
         self.project_text = nn.Linear(plan.text_width, width)
         self.no_text = nn.Parameter(torch.zeros(plan.text_width))
         self.project_image = nn.Linear(plan.widths[-1], width)
@@ -63,7 +65,7 @@ class TextFusion(nn.Module):
         """
         tokens = self.norm_image(self.project_image(coarsest.flatten(2).transpose(1, 2)))
         positions = wave_positions(coarsest.shape[2:], tokens.shape[-1]).to(tokens)
-        queries = self.project_text(text)
+        queries = self.project_text(text * self.text_scale)
         for layer in self.layers:
             queries = layer(queries, tokens, positions)
         queries = self.norm(queries)

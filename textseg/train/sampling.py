@@ -38,6 +38,7 @@ class Place:
 
     case: Case
     centres: dict[Target, np.ndarray]
+    voxels: dict[Target, int]
 
 
 def find_places(case: Case, random: np.random.Generator, most: int = 300) -> Place:
@@ -46,13 +47,14 @@ def find_places(case: Case, random: np.random.Generator, most: int = 300) -> Pla
     order = np.argsort(flat, kind="stable")
     values, starts = np.unique(flat[order], return_index=True)
     runs = dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
-    centres = {}
+    centres, voxels = {}, {}
     for target, labels in case.facts.targets:
         found = [runs[label] for label in labels if label in runs]
         if sum(map(len, found)) >= FEWEST_VOXELS:
             chosen = random.choice(np.concatenate(found), size=most)
             centres[target] = np.stack(np.unravel_index(chosen, case.labels.shape), axis=1)
-    return Place(case, centres)
+            voxels[target] = sum(map(len, found))
+    return Place(case, centres, voxels)
 
 
 class PatchSampler:
@@ -92,9 +94,9 @@ class PatchSampler:
         return Sample(image[None], targets, masks)
 
     def _centre(self, place: Place, random: np.random.Generator) -> tuple[Target, np.ndarray]:
-        """A target drawn evenly, however small it is, and a point near it."""
+        """A target and a point near it; a larger one a little more often, since it is learnt first."""
         targets = list(place.centres)
-        target = targets[random.integers(len(targets))]
+        target = targets[_drawn([place.voxels[t] for t in targets], 1, random)[0]]
         centre = place.centres[target][random.integers(len(place.centres[target]))]
         reach = np.array(self.plan.training.patch_voxels) * 0.3
         return target, centre + random.uniform(-reach, reach)
@@ -185,7 +187,8 @@ class PatchSampler:
         room = training.prompts_per_sample
         first = [t for t in present if t == wanted or t.finding is not None]
         others = [t for t in present if t not in first]
-        random.shuffle(others)
+        sizes = [float(present[t].sum()) for t in others]
+        others = [others[i] for i in _drawn(sizes, min(len(others), room), random)]
         absent_room = max(1, round(room * training.absent_fraction)) if absent else 0
         asked = (first + others)[: room - absent_room]
         asked_absent = list(dict.fromkeys(absent))[: room - len(asked)]
@@ -211,6 +214,18 @@ class PatchSampler:
                 for place in self.by_mixture.get(other, [])[:8]:
                     strangers[name] += [t for t in place.centres if t not in strangers[name]]
         return strangers
+
+
+def _drawn(sizes: Sequence[float], count: int, random: np.random.Generator) -> list[int]:
+    """Indices drawn without repeats, each by the square root of its size.
+
+    Drawn evenly, two thirds of all prompts would be single ribs, vessels and nerves, which are learnt last;
+    drawn by size, they would never be asked.
+    """
+    if count == 0:
+        return []
+    weights = np.sqrt(np.asarray(sizes, dtype=np.float64))
+    return [int(i) for i in random.choice(len(sizes), size=count, replace=False, p=weights / weights.sum())]
 
 
 def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:

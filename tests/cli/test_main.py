@@ -1,0 +1,56 @@
+"""`textseg` itself: help, version, and how soon they answer."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.cli.conftest import Run
+from textseg.version import __version__
+
+# Pydantic is left out: typer itself uses it.
+HEAVY = ("torch", "numpy", "scipy", "nibabel", "SimpleITK", "pydicom", "tokenizers", "PIL")
+
+
+@pytest.mark.parametrize("command", ["", "predict", "models", "models show", "train", "doctor"])
+def test_help_says_what_there_is(textseg: Run, command: str) -> None:
+    result = textseg(*command.split(), "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.output
+
+
+def test_help_tells_the_exit_codes(textseg: Run) -> None:
+    for command in ([], ["predict"]):
+        words = " ".join(textseg(*command, "--help").output.split())
+        assert "3 no prompt was found" in words
+
+
+def test_version(textseg: Run) -> None:
+    assert textseg("--version").output == f"textseg {__version__}\n"
+
+
+def test_an_unknown_option_is_bad_input(textseg: Run) -> None:
+    assert textseg("predict", "scan.nii.gz", "liver", "--frobnicate").exit_code == 2
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from textseg_cli.main import app; "
+        "assert CliRunner().invoke(app, ['predict', '--help']).exit_code == 0; "
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+
+
+def test_help_answers_in_under_half_a_second() -> None:
+    resource = pytest.importorskip("resource", reason="Needs a system that counts processor time.")
+    # Processor time, so that a busy machine does not count.
+    command = [sys.executable, "-m", "textseg_cli.main", "--help"]
+    subprocess.run(command, capture_output=True, check=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5

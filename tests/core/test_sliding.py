@@ -1,0 +1,185 @@
+"""Window by window: a network that gives back its own image must give back the whole image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from textseg.device import Compute
+from textseg.network.build import Decoded, Features
+from textseg.plan import Plan
+from textseg.sliding import PROMPTS_AT_ONCE, segment_windows
+
+CPU = Compute(torch.device("cpu"), torch.float32)
+WINDOW, PATCH = (16, 24, 8), (8, 8, 8)
+SIZES = [
+    (17, 25, 9),
+    (33, 47, 21),
+    (16, 24, 8),
+    (15, 40, 23),
+    (40, 7, 23),
+    (40, 40, 3),
+    (5, 7, 30),
+    (5, 30, 3),
+    (11, 13, 5),
+    (1, 30, 19),
+    (37, 1, 1),
+    (1, 1, 1),
+]
+
+
+@dataclass
+class Echo:
+    """A network whose logits are the first channel times a prompt's first number; the second is presence."""
+
+    windows: list[Tensor] = field(default_factory=list)
+    prompts_at_once: list[int] = field(default_factory=list)
+    total_stride = (4, 4, 4)
+
+    def encode(self, image: Tensor) -> Features:
+        self.windows.append(image)
+        return Features(image, (image,))
+
+    def decode(self, features: Features, text: Tensor | None, spatial: Tensor | None = None) -> Decoded:
+        assert text is not None
+        self.prompts_at_once.append(len(text))
+        logits = features.coarsest[:, :1] * text[None, :, 0, None, None, None]
+        presence = text[:, 1] + features.coarsest.amax()
+        return Decoded((logits, logits[..., ::2, ::2, ::2]), presence[None])
+
+
+@pytest.fixture
+def plan(default_plan):
+    """Small windows and strides of 4."""
+    network = {"strides": ((1, 1, 1), (2, 2, 2), (2, 2, 2))}
+    return default_plan.model_copy(
+        update={
+            "windows": default_plan.windows.model_copy(update={"size_voxels": WINDOW}),
+            "training": default_plan.training.model_copy(update={"patch_voxels": PATCH}),
+            "network": default_plan.network.model_copy(update=network),
+        }
+    )
+
+
+def overlapping(plan: Plan, overlap: float) -> Plan:
+    return plan.model_copy(update={"windows": plan.windows.model_copy(update={"overlap": overlap})})
+
+
+def image_of(shape, channels=1):
+    return torch.randn((channels, *shape), generator=torch.Generator().manual_seed(3)) * 5
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_an_echo_gives_back_the_whole_image(shape, overlap, plan):
+    image, network = image_of(shape), Echo()
+    text = torch.tensor([[1.0, 0.0], [-0.5, 0.0]])
+    answer = segment_windows(network, image, text, overlapping(plan, overlap), CPU)
+    assert answer.logits.shape == (2, *shape)
+    assert answer.logits.dtype == torch.float32
+    assert (answer.logits[0] - image[0]).abs().max() < 1e-5
+    assert (answer.logits[1] + image[0] / 2).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("shape", SIZES, ids=str)
+def test_windows_fit_the_strides_and_are_no_smaller_than_what_was_trained_on(shape, plan):
+    network = Echo()
+    segment_windows(network, image_of(shape), torch.ones(1, 2), plan, CPU)
+    for window in network.windows:
+        _, _, *sides = window.shape
+        assert all(side % 4 == 0 for side in sides)
+        assert all(least <= n <= most for n, least, most in zip(sides, PATCH, WINDOW, strict=True))
+
+
+def test_beyond_a_small_image_there_is_air(plan):
+    image, network = image_of((11, 13, 5), channels=2), Echo()
+    # Channels that share no values: each has an air of its own.
+    image[1] += 100
+    segment_windows(network, image, torch.ones(1, 2), plan, CPU)
+    (window,) = network.windows
+    assert torch.equal(window[0, :, :11, :13, :5], image)
+    for channel in range(2):
+        assert (window[0, channel, 11:] == image[channel].min()).all()
+        assert (window[0, channel, :, 13:] == image[channel].min()).all()
+        assert (window[0, channel, ..., 5:] == image[channel].min()).all()
+
+
+@pytest.mark.parametrize("count", [1, PROMPTS_AT_ONCE, PROMPTS_AT_ONCE + 1, 3 * PROMPTS_AT_ONCE - 1])
+def test_many_prompts_at_once_give_what_each_gives_alone(count, plan):
+    image, text = image_of((17, 25, 9)), torch.randn((count, 2), generator=torch.Generator().manual_seed(1))
+    network = Echo()
+    together = segment_windows(network, image, text, plan, CPU)
+    assert max(network.prompts_at_once) <= PROMPTS_AT_ONCE
+    for index in range(count):
+        alone = segment_windows(Echo(), image, text[index : index + 1], plan, CPU)
+        assert torch.allclose(together.logits[index], alone.logits[0], atol=1e-5)
+        assert torch.allclose(together.presence[index], alone.presence[0], atol=1e-6)
+
+
+def test_each_window_is_encoded_once_whatever_the_number_of_prompts(plan):
+    network = Echo()
+    segment_windows(network, image_of((33, 47, 21)), torch.ones(20, 2), plan, CPU)
+    one = Echo()
+    segment_windows(one, image_of((33, 47, 21)), torch.ones(1, 2), plan, CPU)
+    assert len(network.windows) == len(one.windows) > 8
+    assert len(network.prompts_at_once) == 3 * len(one.prompts_at_once)
+
+
+def test_presence_is_that_of_the_surest_window(plan):
+    image = torch.zeros(1, 33, 47, 21)
+    image[0, 30, 3, 19] = 2.5
+    answer = segment_windows(Echo(), image, torch.tensor([[1.0, 0.0], [1.0, -4.0]]), plan, CPU)
+    assert torch.allclose(answer.presence, torch.tensor([2.5, -1.5]).sigmoid())
+
+
+def test_progress_counts_the_windows(plan):
+    seen = []
+    network = Echo()
+    segment_windows(
+        network, image_of((33, 25, 8)), torch.ones(1, 2), plan, CPU, lambda done, of: seen.append((done, of))
+    )
+    assert seen == [(n, len(network.windows)) for n in range(1, len(network.windows) + 1)]
+    assert len(seen) > 4
+
+
+def test_the_middle_of_a_window_counts_more_than_its_border(plan):
+    class Numbered(Echo):
+        def decode(self, features, text, spatial=None):
+            number = torch.full_like(features.coarsest, float(len(self.windows)))
+            return Decoded((number,), torch.zeros(1, len(text)))
+
+    # Two windows that share half: the first says 1, the second 2.
+    answer = segment_windows(Numbered(), torch.zeros(1, 24, 24, 8), torch.ones(1, 2), plan, CPU)
+    line = answer.logits[0, :, 12, 4]
+    assert torch.allclose(line[:8], torch.tensor(1.0))
+    assert torch.allclose(line[16:], torch.tensor(2.0))
+    assert (line.diff() >= -1e-6).all()
+    assert float(line[8]) < 1.01
+    assert float(line[11] + line[12]) == pytest.approx(3, abs=1e-4)
+    assert float(line[15]) > 1.99
+
+
+def test_in_bfloat16_the_sum_is_still_kept_in_float32(plan):
+    class InBfloat16(Echo):
+        def decode(self, features, text, spatial=None):
+            decoded = super().decode(features, text, spatial)
+            return Decoded(tuple(x.bfloat16() for x in decoded.logits), decoded.presence.bfloat16())
+
+    image = image_of((33, 25, 21))
+    compute = Compute(torch.device("cpu"), torch.bfloat16)
+    answer = segment_windows(InBfloat16(), image, torch.ones(1, 2), plan, compute)
+    assert answer.logits.dtype == torch.float32
+    # Eight bits of mantissa, and no more lost by adding windows up.
+    assert ((answer.logits[0] - image[0]).abs() <= image[0].abs() / 250 + 1e-5).all()
+
+
+def test_the_image_is_left_as_it_is(plan):
+    image = image_of((33, 25, 21))
+    before = image.clone()
+    answer = segment_windows(Echo(), image, torch.ones(1, 2), plan, CPU)
+    with torch.inference_mode():
+        answer.logits.zero_()
+    assert torch.equal(image, before)
