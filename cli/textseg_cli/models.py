@@ -46,8 +46,8 @@ def show(
 ) -> None:
     """Show a model's card and what it knows.
 
-    A model takes any prompt; these are the groups that it has a working spacing for, and how many structures
-    and findings the lexicon has words for in each.
+    A model takes any prompt. Listed are the groups that it has a working
+    spacing for, and how many names the lexicon has for things in each.
     """
     from textseg.models import find_model
     from textseg.prompts import default_lexicon

@@ -127,8 +127,15 @@ def show_error(sentence: str) -> None:
 
 def show_library_warnings() -> None:
     """What textseg's own modules log goes to stderr as our warnings; other libraries are silent."""
-    logging.basicConfig(format="Warning: %(message)s", level=logging.CRITICAL)
-    logging.getLogger("textseg").setLevel(logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("Warning: %(message)s"))
+    logging.getLogger("textseg").addHandler(handler)
+    logging.getLogger().addHandler(logging.NullHandler())
+
+
+def hide_library_warnings() -> None:
+    for handler in logging.getLogger("textseg").handlers:
+        handler.setLevel(logging.ERROR)
 
 
 def _console(stderr: bool = False) -> Console:

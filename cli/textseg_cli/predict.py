@@ -10,10 +10,9 @@ import typer
 
 from textseg.errors import OutputError, PromptError, ScanError
 from textseg_cli.exits import NOTHING_FOUND, plain_errors
-from textseg_cli.output import Screen
+from textseg_cli.output import Screen, hide_library_warnings
 
 if TYPE_CHECKING:
-    from textseg.destination import Destination
     from textseg.prompts import Prompt
     from textseg.volume import Modality
 
@@ -126,19 +125,27 @@ def predict(
     JSON record of what was understood, found and done: all of them or none.
     """
     screen = Screen(quiet, as_json)
+    if quiet:
+        hide_library_warnings()
     kind = None if modality is ModalityChoice.AUTO else cast("Modality", modality.value)
     texts = [*(prompts or []), *(_prompts_in(prompts_file) if prompts_file else [])]
-    to = _destination(out, mask_format, combined, preview, write_empty, overwrite)
+    if not texts:
+        raise PromptError('At least one prompt is needed, such as "liver"; give PROMPT or --prompts-file.')
 
-    from textseg.inference import Segmenter, understand_all
+    # What is wrong is said before the slow import of torch, and all the more before the slow work.
+    from textseg.destination import Destination
     from textseg.models import find_model
+    from textseg.prompts import understand
     from textseg.scan import read_scan
 
-    for prompt in understand_all(texts):
-        for note in notes_on(prompt):
+    for text in texts:
+        for note in notes_on(understand(text)):
             screen.note(note)
+    ending = mask_format.value if mask_format else None
+    folder, name = _folder_and_name(out or Path.cwd(), ending)
+    to = Destination(folder, name, ending, combined, preview, write_empty, overwrite)
     to.check_folder()
-    found_model = find_model(model)
+    model_folder = find_model(model).path
     with screen.progress() as progress:
         progress("reading", 0, 1)
         image = read_scan([_named(scan), *(channel or [])], series=series, volume=volume)
@@ -146,14 +153,10 @@ def predict(
             screen.warning(warning)
         to.check_names(image, texts)
         progress("loading the model", 0, 1)
-        segmenter = Segmenter(found_model.path, device=device.value, threads=threads)
-        segmentation = segmenter(
-            image,
-            texts,
-            modality=kind,
-            clean_up=clean_up,
-            progress=progress,
-        )
+        from textseg.inference import Segmenter
+
+        segmenter = Segmenter(model_folder, device=device.value, threads=threads)
+        segmentation = segmenter(image, texts, modality=kind, clean_up=clean_up, progress=progress)
         progress("writing", 0, 1)
         written = segmentation.write(to)
     screen.segmentation(segmentation.found, written)
@@ -199,23 +202,13 @@ def _prompts_in(path: Path) -> list[str]:
     return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _destination(
-    out: Path | None,
-    mask_format: MaskFormat | None,
-    combined: bool,
-    preview: bool,
-    write_empty: bool,
-    overwrite: bool,
-) -> Destination:
+def _folder_and_name(out: Path, ending: str | None) -> tuple[Path, str | None]:
     """OUT is a file where it ends like a mask, else a folder."""
-    from textseg.destination import Destination
     from textseg.scan.formats import ending_of
     from textseg.scan.write import WRITERS
 
-    ending = mask_format.value if mask_format else None
-    folder, name = out or Path.cwd(), None
-    if not folder.is_dir() and ending_of(folder.name) in WRITERS:
-        folder, name = folder.parent, folder.name
-        if ending and not name.lower().endswith(f".{ending}"):
-            raise OutputError(f"--format and the name of the file must agree, got {ending} and {name}.")
-    return Destination(folder, name, ending, combined, preview, write_empty, overwrite)
+    if out.is_dir() or ending_of(out.name) not in WRITERS:
+        return out, None
+    if ending and not out.name.lower().endswith(f".{ending}"):
+        raise OutputError(f"--format and the name of the file must agree, got {ending} and {out.name}.")
+    return out.parent, out.name

@@ -50,7 +50,7 @@ def train(
     folder at the end and whenever the time is up.
     """
     from textseg.device import choose_compute
-    from textseg.plan import read_plan
+    from textseg.plan import PLAN_FILE, read_plan, write_plan
     from textseg.prompts import default_lexicon
     from textseg.train.recipe import run_recipe, save_model
 
@@ -68,11 +68,14 @@ def train(
             progress(f"loss {step.loss:.3f}", step.number, step.of)
 
         compute = choose_compute(device.value)
-        network = run_recipe(
-            plan, text, arrays, run, lexicon, compute.device, minutes=minutes or math.inf, report=report
-        )
+        longest = math.inf if minutes is None else minutes
+        network = run_recipe(plan, text, arrays, run, lexicon, compute.device, minutes=longest, report=report)
     model = out or run / "model"
-    _write_all_but_network(plan, text, model)
+    model.mkdir(parents=True, exist_ok=True)
+    if not model.samefile(plan_folder):
+        write_plan(plan, model / PLAN_FILE)
+    if not model.samefile(text):
+        _copy_text_tower(text, model)
     save_model(network, plan, model, last)
     screen.lines([f"Step {last} of {plan.training.steps}; the model is in {model}"])
 
@@ -93,15 +96,9 @@ def _gather_once(plan_folder: Path, data: Path | None, arrays: Path, plan: Plan)
     gather(data, arrays, plan, sources, default_lexicon())
 
 
-def _write_all_but_network(plan: Plan, text: Path, model: Path) -> None:
-    """Plan, text tower and vocabulary, except what lies there already."""
+def _copy_text_tower(text: Path, model: Path) -> None:
     from textseg.embeddings.tower import WEIGHTS_FILE
     from textseg.embeddings.vocabulary import VOCABULARY_FILE
-    from textseg.plan import PLAN_FILE, write_plan
 
-    model.mkdir(parents=True, exist_ok=True)
-    if not (model / PLAN_FILE).exists():
-        write_plan(plan, model / PLAN_FILE)
     for name in (WEIGHTS_FILE, VOCABULARY_FILE):
-        if not (model / name).exists():
-            shutil.copyfile(text / name, model / name)
+        shutil.copyfile(text / name, model / name)

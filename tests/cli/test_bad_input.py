@@ -152,6 +152,16 @@ def test_mixed_series(refused: Callable[..., str], write_series: Callable[..., P
     assert "holds 2 series; choose one with --series UID" in sentence
 
 
+def test_a_mistake_is_told_before_torch_is_loaded(tiny_model: Path) -> None:
+    program = (
+        "import sys; from typer.testing import CliRunner; from textseg_cli.main import app; "
+        f"result = CliRunner().invoke(app, ['predict', 'none.nii', 'liver', '--model', '{tiny_model}']); "
+        "print(result.exit_code, 'torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert result.stdout == "2 False\n"
+
+
 @pytest.mark.parametrize("place", ["file/out", "/proc/out"])
 def test_unwritable_output(refused: Callable[..., str], tmp_path: Path, place: str) -> None:
     if place.startswith("/proc") and not Path("/proc/self").exists():

@@ -186,6 +186,16 @@ def test_quiet_prints_nothing(predict: Run, stub: Stub) -> None:
     assert (result.exit_code, result.output) == (3, "")
 
 
+def test_progress_is_shown_on_a_terminal_only(
+    predict: Run, stub: Stub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "writing" not in predict("liver").stderr
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "writing" in predict("liver", "--overwrite").stderr
+    assert "writing" not in predict("liver", "--overwrite", "--quiet").stderr
+
+
 def test_quiet_json_is_the_record_alone(predict: Run, stub: Stub) -> None:
     result = predict("florb", "--quiet", "--json")
     assert (json.loads(result.stdout)["prompts"][0]["prompt"], result.stderr) == ("florb", "")

@@ -17,6 +17,11 @@ PLANS = Path(__file__).resolve().parents[2] / "plans"
 Ball = Callable[[Geometry, tuple[float, float, float], float], NDArray[np.bool_]]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 @pytest.fixture(scope="session")
 def tilted() -> NDArray[np.float64]:
     """A right-angled affine, oblique to all axes, of three different spacings."""

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
-from textseg.embeddings.targets import Place, Targets, places
-from textseg.prompts import default_lexicon
+from textseg.embeddings.encoder import embed_many
+from textseg.embeddings.targets import HIGHEST_KEPT_COSINE, KeptTargets, Place, Targets, places
+from textseg.prompts import Lexicon, default_lexicon
 
 WIDTH = 256
 
@@ -79,3 +82,53 @@ def test_targets_are_the_same_on_every_machine(targets: Targets) -> None:
     expected_with_tumor = torch.tensor([0.011443, -0.026074, 0.011752, 0.014799])
     torch.testing.assert_close(alone, expected_alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(with_tumor, expected_with_tumor, atol=1e-5, rtol=0)
+
+
+class LeaningEncoder:
+    """Organ, side and finding as axes, but findings lean on their organs, and so on their other side."""
+
+    name = "leaning-1"
+    width = 6
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        axes = ("kidney", "liver", "left", "tumor", "cyst")
+        vectors = torch.tensor([[float(axis in text) for axis in axes] + [0.5] for text in texts])
+        vectors[:, 2] -= torch.tensor([float("right" in text) for text in texts])
+        return vectors
+
+
+def test_kept_targets_turn_what_is_too_near_and_nothing_else(small_lexicon: Lexicon) -> None:
+    everywhere = list(places(small_lexicon))
+    encoder = LeaningEncoder()
+    kept = KeptTargets(everywhere, small_lexicon.findings(), encoder)
+    words = [place.words(None) for place in everywhere]
+    organs = embed_many(encoder, words)
+    before = embed_many(encoder, [place.words(small_lexicon.findings()[0]) for place in everywhere])
+    tumors = kept.with_findings([0])[:, 0]
+    left, right, liver = (words.index(name) for name in ("left kidney", "right kidney", "liver"))
+    assert torch.equal(kept.alone(), organs)
+    assert cosine(before[liver], organs[liver]) > 0.7
+    assert cosine(tumors[liver], organs[liver]) == pytest.approx(HIGHEST_KEPT_COSINE, abs=2e-3)
+    assert cosine(tumors[left], tumors[right]) <= HIGHEST_KEPT_COSINE + 2e-3
+    assert cosine(tumors[liver], before[liver]) > 0.95
+
+
+def test_kept_targets_that_are_apart_stay_where_they_are(small_lexicon: Lexicon) -> None:
+    everywhere, findings = list(places(small_lexicon)), small_lexicon.findings()
+    ours = Targets(everywhere, findings, WIDTH)
+
+    class OnTarget:
+        name = "on-target-1"
+        width = WIDTH
+
+        def embed(self, texts: Sequence[str]) -> Tensor:
+            known = {
+                place.words(None): vector for place, vector in zip(everywhere, ours.alone(), strict=True)
+            }
+            for column, finding in enumerate(findings):
+                vectors = ours.with_findings([column])[:, 0]
+                known |= {place.words(finding): each for place, each in zip(everywhere, vectors, strict=True)}
+            return torch.stack([known[text] for text in texts])
+
+    kept = KeptTargets(everywhere, findings, OnTarget())
+    torch.testing.assert_close(kept.with_findings([0, 1]), ours.with_findings([0, 1]), atol=1e-3, rtol=0)

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from textseg.embeddings.encoder import OwnTextEncoder, load_own_encoder
 from textseg.embeddings.text_plan import TextPlan
-from textseg.embeddings.tower import WEIGHTS_FILE, TextTower
+from textseg.embeddings.tower import WEIGHTS_FILE, TextTower, save_tower
+from textseg.embeddings.vocabulary import save_vocabulary
 from textseg.prompts import Lexicon
 from textseg.train.text import TextRecipe, lexicon_sha256, save_text_tower, train_text_tower
 
@@ -64,6 +65,21 @@ def test_the_same_seed_gives_the_same_tower(small_lexicon: Lexicon) -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [step for step, _, _ in told] == [1, 2, 3] * 2
     assert told[:3] == told[3:]
+
+
+def test_training_on_keeps_the_vectors_of_canonical_words(
+    trained: Trained, small_lexicon: Lexicon, tmp_path: Path
+) -> None:
+    tower, vocabulary, figures = trained
+    save_tower(tower, tmp_path, {})
+    save_vocabulary(vocabulary, tmp_path)
+    words = ["left kidney", "right kidney", "kidneys", "liver", "liver tumor", "left kidney cyst"]
+    before = OwnTextEncoder(tower, vocabulary).embed(words)
+    kept = load_own_encoder(tmp_path, PLAN)
+    recipe = replace(RECIPE, learning_rate=5e-4)
+    again, same_vocabulary, _ = train_text_tower(small_lexicon, PLAN, 60, seed=3, recipe=recipe, kept=kept)
+    after = OwnTextEncoder(again, same_vocabulary).embed(words)
+    assert (before * after).sum(dim=1).min() > 0.95
 
 
 def test_what_is_saved_can_be_loaded_and_says_where_it_came_from(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -35,16 +36,16 @@ class OwnTextEncoder:
     """Our tower and its vocabulary as a `TextEncoder`; its vectors have length one."""
 
     def __init__(self, tower: TextTower, vocabulary: Tokenizer) -> None:
-        self._tower = tower.eval()
-        self._vocabulary = vocabulary
+        self.tower = tower.eval()
+        self.vocabulary = vocabulary
         self.width = tower.plan.vector_width
         self.name = f"textseg-{_fingerprint(tower, vocabulary)}"
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> Tensor:
-        ids, mask = encode(self._vocabulary, texts, self._tower.plan.longest_tokens)
-        device = self._tower.project.weight.device
-        vectors: Tensor = self._tower(ids.to(device), mask.to(device))
+        ids, mask = encode(self.vocabulary, texts, self.tower.plan.longest_tokens)
+        device = self.tower.project.weight.device
+        vectors: Tensor = self.tower(ids.to(device), mask.to(device))
         return vectors.cpu()
 
 
@@ -61,6 +62,16 @@ def load_own_encoder(folder: Path, plan: TextPlan) -> OwnTextEncoder:
             f"but it has {vocabulary.get_vocab_size()}."
         )
     return OwnTextEncoder(load_tower(folder, plan), vocabulary)
+
+
+def embed_many(encoder: TextEncoder, texts: Sequence[str], chunk: int = 256) -> Tensor:
+    """Vectors (texts, width) of length one; texts of like length go together, so that little is padding."""
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    vectors = torch.empty((len(texts), encoder.width))
+    for start in range(0, len(order), chunk):
+        places = order[start : start + chunk]
+        vectors[places] = encoder.embed([texts[place] for place in places])
+    return F.normalize(vectors, dim=-1)
 
 
 def _fingerprint(tower: TextTower, vocabulary: Tokenizer) -> str:

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from textseg.embeddings.encoder import TextEncoder
+from textseg.embeddings.encoder import TextEncoder, embed_many
 from textseg.prompts import Concept, Lexicon, canonical_name, understand
 from textseg.prompts.paraphrase import paraphrase
 
@@ -51,7 +50,7 @@ class CanonicalVectors:
         self._things: list[Thing] = [(one, other) for one in structures for other in findings if one or other]
         words = dict.fromkeys(canonical_name(*thing) for thing in self._things)
         self.rows = {name: row for row, name in enumerate(words)}
-        self._vectors = _embed(encoder, list(self.rows))
+        self._vectors = embed_many(encoder, list(self.rows))
 
     def draw(self, random: np.random.Generator, count: int) -> list[Thing]:
         """Structures alone for one half, findings alone or in a structure for the other."""
@@ -61,7 +60,7 @@ class CanonicalVectors:
 
     def figures_of(self, texts: Sequence[str], things: Sequence[Thing]) -> dict[str, float]:
         """How well the vectors of texts agree with those of the things that they mean."""
-        vectors = _embed(self._encoder, texts)
+        vectors = embed_many(self._encoder, texts)
         meant = torch.tensor([self._row(thing) for thing in things])
         cosines = _cosines(vectors, self._vectors[meant])
         nearest = torch.cat([(part @ self._vectors.T).argmax(dim=1) for part in torch.split(vectors, CHUNK)])
@@ -111,16 +110,6 @@ class CanonicalVectors:
             return None
         other = self._lexicon.with_side(structure.base, "right" if structure.side == "left" else "left")
         return (other, finding) if other else None
-
-
-def _embed(encoder: TextEncoder, texts: Sequence[str]) -> Tensor:
-    """Vectors (texts, width) of length one; texts of like length together, so that little is padding."""
-    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
-    vectors = torch.empty((len(texts), encoder.width))
-    for start in range(0, len(order), CHUNK):
-        places = order[start : start + CHUNK]
-        vectors[places] = encoder.embed([texts[place] for place in places])
-    return F.normalize(vectors, dim=-1)
 
 
 def _cosines(ones: Tensor, others: Tensor) -> Tensor:

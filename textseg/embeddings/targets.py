@@ -3,8 +3,10 @@
 A target is a weighted sum of codes, and a code is a random direction that only its name decides. So the
 angles are designed, not hoped for: left and right of one structure, and an organ and its lesion, have a
 cosine of about one half. A structure with a finding that no training text put together still has its target.
-And a tower that is trained again on a larger lexicon gives the old structures their old vectors, so that
-image networks trained on them go on working.
+
+Image networks are trained on the vectors that a tower gives, which lie near the targets, not on them. So a
+tower that is trained again for such networks takes the vectors of the one before as its targets:
+`KeptTargets`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textseg.embeddings.encoder import TextEncoder, embed_many
 from textseg.prompts import Concept, Lexicon, canonical_name
 from textseg.prompts.cleaning import Side
 
@@ -32,6 +35,9 @@ FINDING = 0.40
 
 # Of a place's squared length, what it shares with its group: the structures of one group lie a little closer.
 GROUP_SHARE = 0.15
+
+# No kept vector of a finding may be nearer than this to its organ or to itself on the other side.
+HIGHEST_KEPT_COSINE = 0.56
 
 
 @dataclass(frozen=True)
@@ -111,3 +117,57 @@ class Targets:
         seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
         values = np.random.default_rng(seed).standard_normal(self._width)
         return values / float(np.linalg.norm(values))
+
+
+class KeptTargets:
+    """The vectors that an encoder gives the canonical words of all places and findings in them.
+
+    A finding that lies too near its organ, or on one side too near to itself on the other, is turned away from
+    it by as little as it takes, some degrees.
+    """
+
+    def __init__(self, places: Sequence[Place], findings: Sequence[Concept], encoder: TextEncoder) -> None:
+        self._alone = embed_many(encoder, [place.words(None) for place in places])
+        self._others = _rows_of_other_sides(places)
+        # Half the bytes: with all findings this is the largest table of the training.
+        self._with_findings = torch.stack(
+            [
+                self._column(embed_many(encoder, [place.words(each) for place in places])).half()
+                for each in findings
+            ]
+        )
+
+    def alone(self) -> Tensor:
+        """Unit vectors (places, width), float32: the places themselves."""
+        return self._alone
+
+    def with_findings(self, chosen: Sequence[int]) -> Tensor:
+        """Unit vectors (places, chosen, width), float32: every place with each of the chosen findings."""
+        return F.normalize(self._with_findings[list(chosen)].float(), dim=-1).transpose(0, 1)
+
+    def _column(self, vectors: Tensor) -> Tensor:
+        vectors = _turned_away(vectors, self._alone, HIGHEST_KEPT_COSINE)
+        middles = F.normalize(vectors + vectors[self._others], dim=-1)
+        # Of two vectors with a cosine c, each has the cosine sqrt((1 + c) / 2) with their middle.
+        apart = _turned_away(vectors, middles, math.sqrt((1 + HIGHEST_KEPT_COSINE) / 2))
+        sided = self._others != torch.arange(len(self._others))
+        return torch.where(sided[:, None], apart, vectors)
+
+
+def _rows_of_other_sides(places: Sequence[Place]) -> Tensor:
+    """For each place the row of the same place on the other side, or its own."""
+    rows = {(place.structure and place.structure.base, place.side): row for row, place in enumerate(places)}
+    other: dict[Side | None, Side | None] = {"left": "right", "right": "left", None: None}
+    return torch.tensor(
+        [
+            rows.get((place.structure and place.structure.base, other[place.side]), row)
+            for row, place in enumerate(places)
+        ]
+    )
+
+
+def _turned_away(vectors: Tensor, others: Tensor, highest: float) -> Tensor:
+    """Unit vectors, turned away from `others` where their cosine is above the highest one allowed."""
+    cosines = (vectors * others).sum(dim=-1, keepdim=True)
+    share = cosines - highest * ((1 - cosines**2).clamp(min=0) / (1 - highest**2)).sqrt()
+    return F.normalize(vectors - share.clamp(min=0) * others, dim=-1)

@@ -96,7 +96,7 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def for_inference(network: TextPromptedNetwork, device: torch.device) -> TextPromptedNetwork:
-    """The network on its device, as fast as it goes without changing what it computes: folded and channels-last.
+    """The network on its device, folded and channels-last: faster, and the same values.
 
     Channels-last made a bfloat16 3D convolution 1.5 times faster on a processor with AVX-512.
     """

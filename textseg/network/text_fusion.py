@@ -47,7 +47,7 @@ class TextFusion(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         width = plan.query_width
-        # Text vectors have length one: without this each entry is a sixteenth, and the image drowns the words.
+        # Text vectors have length one: unscaled, each entry is a sixteenth, and the image drowns the words.
         self.text_scale = plan.text_width**0.5
         self.project_text = nn.Linear(plan.text_width, width)
         self.no_text = nn.Parameter(torch.zeros(plan.text_width))

@@ -20,7 +20,7 @@ NETWORK_FILE = "network.safetensors"
 
 
 def save_network(network: TextPromptedNetwork, folder: Path, metadata: Mapping[str, str]) -> None:
-    """Write the weights into a model's folder; floats become float16, whole numbers stay."""
+    """Write the weights into a model's folder; floats become float16 where they fit, whole numbers stay."""
     weights = {name: _small(tensor) for name, tensor in network.state_dict().items()}
     write_bytes(folder / NETWORK_FILE, save(weights, dict(metadata)))
 
@@ -62,7 +62,9 @@ def file_hash(path: Path) -> str:
 
 def _small(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu().contiguous()
-    return tensor.half() if tensor.is_floating_point() else tensor
+    # A norm's running variance may pass 65504, float16's largest number.
+    fits = tensor.is_floating_point() and bool(tensor.half().isfinite().all())
+    return tensor.half() if fits else tensor
 
 
 def _check(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:

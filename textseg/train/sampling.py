@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from textseg.errors import DatasetError
 from textseg.normalise import normalise
 from textseg.plan import Plan
 from textseg.prompts import Lexicon
@@ -58,15 +59,25 @@ def find_places(case: Case, random: np.random.Generator, most: int = 300) -> Pla
 
 
 class PatchSampler:
-    """Draws training samples of one plan from placed cases, by the mixture's weights."""
+    """Draws training samples of one plan from placed cases, by the mixture's weights.
+
+    Raises:
+        DatasetError: no case belongs to the plan's mixture and shows what it names.
+    """
 
     def __init__(self, places: Sequence[Place], plan: Plan, lexicon: Lexicon) -> None:
         self.plan = plan
         self.lexicon = lexicon
         self.by_mixture: dict[str, list[Place]] = {}
         for place in places:
-            self.by_mixture.setdefault(place.case.facts.mixture, []).append(place)
+            if place.centres:  # a case that shows nothing it names has no place to draw a patch around
+                self.by_mixture.setdefault(place.case.facts.mixture, []).append(place)
         weights = {name: plan.training.mixture.get(name, 0.0) for name in self.by_mixture}
+        if not any(weights.values()):
+            raise DatasetError(
+                f"Training needs cases of the plan's mixture ({', '.join(plan.training.mixture)}), "
+                f"got cases of {', '.join(weights) or 'nothing'}. Were they gathered for another plan?"
+            )
         self.names = list(weights)
         self.weights = np.array(list(weights.values())) / sum(weights.values())
         self.strangers = self._targets_by_group()

@@ -26,10 +26,10 @@ import typer
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from textseg.embeddings.encoder import OwnTextEncoder
+from textseg.embeddings.encoder import OwnTextEncoder, TextEncoder, load_own_encoder
 from textseg.embeddings.files import write_bytes
 from textseg.embeddings.separation import measure_separation
-from textseg.embeddings.targets import Place, Targets, places
+from textseg.embeddings.targets import KeptTargets, Place, Targets, places
 from textseg.embeddings.text_plan import TextPlan
 from textseg.embeddings.tower import TextTower, save_tower
 from textseg.embeddings.vocabulary import build_vocabulary, encode, save_vocabulary
@@ -85,6 +85,10 @@ class TextRecipe:
     gradient_norm: float = 1.0
 
 
+# From a trained tower, larger steps would first forget what the next ones learn again.
+KEEPING = TextRecipe(learning_rate=5e-4, texts=60_000)
+
+
 def train_text_tower(
     lexicon: Lexicon,
     plan: TextPlan,
@@ -92,6 +96,7 @@ def train_text_tower(
     seed: int,
     progress: Progress | None = None,
     recipe: TextRecipe | None = None,
+    kept: OwnTextEncoder | None = None,
 ) -> tuple[TextTower, Tokenizer, dict[str, float]]:
     """The trained tower, its vocabulary, and what was measured on held-out texts.
 
@@ -100,14 +105,18 @@ def train_text_tower(
         seed: decides weights and texts. On one machine and without `merge_dropout`, whose chance `tokenizers`
             does not let us seed, the same seed gives the same tower.
         progress: is told the step, the steps and the losses after every step.
+        kept: an earlier encoder of the same plan to go on from, whose vectors of canonical words are kept,
+            for the networks that were trained on them.
     """
     recipe = recipe or TextRecipe()
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    course = Course(lexicon, plan, recipe, random)
-    vocabulary = build_vocabulary(course.words(), plan.vocabulary_size)
+    course = Course(lexicon, plan, recipe, random, kept)
+    vocabulary = kept.vocabulary if kept else build_vocabulary(course.words(), plan.vocabulary_size)
     vocabulary.model.dropout = recipe.merge_dropout or None
     tower = TextTower(plan, recipe.dropout).train()
+    if kept:
+        tower.load_state_dict(kept.tower.state_dict())
     optimiser = torch.optim.AdamW(tower.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps, recipe.warmup))
     for step in range(1, steps + 1):
@@ -150,13 +159,22 @@ class Course:
     """All places and findings in them, their targets, and many ways to say them."""
 
     def __init__(
-        self, lexicon: Lexicon, plan: TextPlan, recipe: TextRecipe, random: np.random.Generator
+        self,
+        lexicon: Lexicon,
+        plan: TextPlan,
+        recipe: TextRecipe,
+        random: np.random.Generator,
+        kept: TextEncoder | None = None,
     ) -> None:
         self._lexicon = lexicon
         self._recipe = recipe
         self._places = list(places(lexicon))
         self._findings = lexicon.findings()
-        self._targets = Targets(self._places, self._findings, plan.vector_width)
+        self._targets: Targets | KeptTargets = (
+            KeptTargets(self._places, self._findings, kept)
+            if kept
+            else Targets(self._places, self._findings, plan.vector_width)
+        )
         self._usual_rows = self._rows_of_usual_places()
         self._said: dict[int | None, list[Said]] = {}
         self._write(recipe.texts, random)
@@ -274,12 +292,15 @@ def main(
     output: Annotated[Path, typer.Option("--output", "-o", help="Where tower, vocabulary and report go.")],
     steps: Annotated[int, typer.Option(help="Steps of the optimiser.")] = 3000,
     seed: Annotated[int, typer.Option(help="Decides weights and texts.")] = 0,
+    keep: Annotated[Path | None, typer.Option(help="A folder whose tower's vectors are kept.")] = None,
 ) -> None:
     """Train the text tower on the lexicon and write it into a model's folder."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    lexicon = default_lexicon()
+    lexicon, numbers = default_lexicon(), read_plan(plan).text
+    kept = load_own_encoder(keep, numbers) if keep else None
+    recipe = KEEPING if keep else TextRecipe()
     started = time.monotonic()
-    tower, vocabulary, figures = train_text_tower(lexicon, read_plan(plan).text, steps, seed, _log_progress)
+    tower, vocabulary, figures = train_text_tower(lexicon, numbers, steps, seed, _log_progress, recipe, kept)
     report = {
         "command": f"python -m textseg.train.text {' '.join(sys.argv[1:])}",
         "date": datetime.now(UTC).date().isoformat(),
@@ -287,6 +308,7 @@ def main(
         "seed": seed,
         "lexicon_sha256": lexicon_sha256(lexicon),
         "minutes": round((time.monotonic() - started) / 60, 1),
+        "kept": json.loads((keep / REPORT_FILE).read_text(encoding="utf-8")) if keep else None,
         "figures": figures,
     }
     save_text_tower(output, tower, vocabulary, report)

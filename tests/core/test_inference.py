@@ -1,0 +1,262 @@
+"""The whole flow: a scan and sentences in, masks on the scan's own grid out."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+import textseg
+from tests.tiny_model import TEXT_WIDTH, write_tiny_model
+from textseg.device import Compute
+from textseg.errors import ModelError, PlanError, PromptError, ScanError
+from textseg.geometry import AxisOrder, Geometry
+from textseg.inference import Segmenter, segment, understand_all
+from textseg.sliding import Answer
+from textseg.volume import Volume
+
+SHAPE = (30, 36, 20)
+# A reorientation as scanners write it: sagittal slices, and an axial stack from head to foot.
+COPIES = [
+    AxisOrder((0, 1, 2), (False, False, False)),
+    AxisOrder((1, 2, 0), (True, True, False)),
+    AxisOrder((0, 1, 2), (True, True, True)),
+]
+BRIGHT = (slice(6, 16), slice(14, 25), slice(5, 12))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def segmenter(model):
+    segmenter = Segmenter(model, device="cpu")
+    # The same on every processor.
+    segmenter.compute = Compute(torch.device("cpu"), torch.float32)
+    return segmenter
+
+
+@pytest.fixture(scope="module")
+def geometry():
+    affine = np.array([[2.0, 0.3, 0, -31], [-0.4, 2.2, 0, 12], [0.1, 0, 3.0, 400], [0, 0, 0, 1]])
+    straight = Geometry(SHAPE, affine).right_angled()
+    return Geometry(SHAPE, straight.affine)
+
+
+@pytest.fixture(scope="module")
+def hounsfield():
+    """A body of noise in air with a bright block in it, off the centre."""
+    voxels = np.full(SHAPE, -1000, np.int16)
+    voxels[2:-4, 3:-2, 1:-2] = np.random.default_rng(5).integers(-80, 80, (24, 31, 17))
+    voxels[BRIGHT] = 900
+    return voxels
+
+
+@pytest.fixture
+def volume(hounsfield, geometry):
+    return Volume(hounsfield, geometry)
+
+
+class Bright:
+    """In place of the windows: what is bright, and as present as `presence` says of the prompts in turn."""
+
+    def __init__(self, presence=0.9):
+        self.presence = presence
+        self.images = []
+        self.texts = []
+
+    def __call__(self, network, image, text, plan, compute, progress=None):
+        self.images.append(image)
+        self.texts.append(text)
+        if progress:
+            progress(1, 1)
+        logits = (image[0] - 1.5) * 10
+        presence = torch.tensor([self.presence] * len(text)).reshape(len(text), -1)[:, 0]
+        return Answer(logits.expand(len(text), *logits.shape), presence)
+
+
+@pytest.fixture
+def bright(monkeypatch):
+    stub = Bright()
+    monkeypatch.setattr("textseg.inference.segment_windows", stub)
+    return stub
+
+
+def save_nifti(path, voxels, geometry):
+    nib.save(nib.Nifti1Image(voxels, geometry.affine), path)
+    return path
+
+
+# ---- one scan in many shapes ----
+
+
+def test_a_scan_gets_the_same_masks_in_every_orientation(segmenter, hounsfield, geometry, tmp_path):
+    masks = []
+    for number, order in enumerate(COPIES):
+        copy = geometry.reordered(order)
+        path = save_nifti(tmp_path / f"scan{number}.nii.gz", order.apply(hounsfield), copy)
+        result = segmenter(path, ["liver", "left kidney"])
+        assert result.masks.shape == (2, *copy.shape)
+        assert result.geometry.is_close(copy)
+        masks.append(np.stack([order.inverse().apply(mask) for mask in result.masks]))
+    # Random weights tell all directions apart; half a body of anything else would agree by chance.
+    assert 100 < masks[0][0].sum() < masks[0][0].size - 100
+    assert not np.array_equal(masks[0][0], masks[0][1])
+    assert np.array_equal(masks[1], masks[0])
+    assert np.array_equal(masks[2], masks[0])
+
+
+def test_what_is_bright_is_found_where_it_is(segmenter, bright, volume, hounsfield, geometry):
+    for order in COPIES:
+        copy = Volume(order.apply(hounsfield), geometry.reordered(order))
+        (found,) = segmenter(copy, "liver").found
+        assert found.is_there
+        middle = geometry.to_world((10.5, 19, 8))
+        assert found.mask.centroid_mm == pytest.approx(tuple(middle), abs=1)
+        expected = 10 * 11 * 7 * geometry.voxel_volume_mm3 / 1000
+        assert found.mask.volume_ml == pytest.approx(expected, rel=0.2)
+
+
+def test_a_volume_in_memory_is_as_good_as_a_file(segmenter, volume, hounsfield, geometry, tmp_path):
+    path = save_nifti(tmp_path / "scan.nii.gz", hounsfield, geometry)
+    from_file, in_memory = segmenter(str(path), "spleen"), segmenter(volume, "spleen")
+    assert np.array_equal(from_file.masks, in_memory.masks)
+    assert from_file.volume.file.stem == "scan"
+    assert in_memory.volume is volume
+
+
+def test_segment_is_a_segmenter_used_once(model, volume):
+    once = segment(volume, "spleen", model=model, device="cpu")
+    again = Segmenter(model, device="cpu")(volume, ["spleen"])
+    assert np.array_equal(once.masks, again.masks)
+    assert once.masks.dtype == bool
+    assert textseg.segment is segment
+
+
+# ---- prompts ----
+
+
+def test_prompts_of_groups_with_different_spacings_are_asked_in_one_call(segmenter, bright, volume):
+    result = segmenter(volume, ["liver", "brain", "left kidney", "hippocampus"])
+    # Torso at 3 mm, and everything in the head at 1.5 mm: each image is prepared once.
+    assert [len(text) for text in bright.texts] == [2, 2]
+    coarse, fine = (image.shape[1:] for image in bright.images)
+    assert all(n > 1.5 * m for n, m in zip(fine, coarse, strict=True))
+    for index, prompt in enumerate(["liver", "brain", "left kidney", "hippocampus"]):
+        assert result.found[index].prompt.text == prompt
+        assert np.array_equal(result.masks[index], segmenter(volume, prompt).masks[0])
+    assert np.array_equal(result.masks[0], result.masks[2])
+    assert not np.array_equal(result.masks[0], result.masks[1])
+
+
+def test_the_network_reads_the_understood_words(segmenter, bright, volume):
+    segmenter(volume, ["Tumour of the LEFT kidney!", "left kidney tumor"])
+    (text,) = bright.texts
+    assert torch.equal(text[0], text[1])
+
+
+def test_another_text_encoder_takes_the_place_of_the_models_own(model, volume, bright):
+    class Lengths:
+        name, width = "lengths", TEXT_WIDTH
+
+        def embed(self, texts):
+            return torch.tensor([[float(len(text))] * TEXT_WIDTH for text in texts])
+
+    Segmenter(model, device="cpu", text_encoder=Lengths())(volume, ["liver", "spleen"])
+    assert bright.texts[0][:, 0].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("prompts", [[], "", [""], ["liver", "   "], [5]])
+def test_prompts_that_are_none_are_refused(prompts):
+    with pytest.raises(PromptError):
+        understand_all(prompts)
+
+
+# ---- presence and cleaning up ----
+
+
+def test_what_is_not_in_the_scan_gets_an_empty_mask(model, volume, bright):
+    segmenter = Segmenter(model, device="cpu")
+    masks = segmenter.plan.masks.model_copy(update={"presence": 0.5})
+    segmenter.plan = segmenter.plan.model_copy(update={"masks": masks})
+    bright.presence = 0.49
+    absent = segmenter(volume, "liver")
+    assert not absent.masks.any()
+    assert not absent.found[0].is_there
+    assert absent.presence[0] == pytest.approx(0.49)
+    bright.presence = 0.51
+    assert segmenter(volume, "liver").found[0].is_there
+
+
+def test_cleaning_up_keeps_the_largest_part_and_fills_it(segmenter, bright, hounsfield, geometry):
+    voxels = hounsfield.copy()
+    voxels[22:25, 5:8, 14:17] = 900
+    voxels[10:12, 18:21, 8:9] = 40
+    raw = segmenter(Volume(voxels, geometry), "brain")
+    clean = segmenter(Volume(voxels, geometry), "brain", clean_up=True)
+    assert raw.masks[0, 23, 6, 15]
+    assert not raw.masks[0, 10, 19, 8]
+    assert not clean.masks[0, 23, 6, 15]
+    assert clean.masks[0, 10, 19, 8]
+    assert clean.record()["clean_up"]
+
+
+# ---- modality, progress, record ----
+
+
+@pytest.mark.parametrize(
+    ("given", "own", "used"),
+    [(None, None, "ct"), (None, "mr", "mr"), ("pet", "mr", "pet"), ("mr", None, "mr")],
+)
+def test_the_modality_is_that_of_the_caller_else_of_the_scan_else_of_its_values(
+    given, own, used, segmenter, bright, hounsfield, geometry
+):
+    result = segmenter(Volume(hounsfield, geometry, modality=own), "liver", modality=given)
+    assert result.modality == used
+    # Air at -1000 HU is at -4 after the window of CT, and nowhere near that as MR or PET.
+    assert (float(bright.images[0].min()) == -4) == (used == "ct")
+
+
+def test_progress_names_the_stages_and_counts_the_windows(segmenter, volume):
+    seen = []
+    segmenter(volume, ["liver", "brain"], progress=lambda *step: seen.append(step))
+    stages = list(dict.fromkeys(stage for stage, _, _ in seen))
+    assert stages == ["reading", "preparing", "segmenting at 3 mm", "segmenting at 1.5 mm"]
+    for stage in stages[2:]:
+        steps = [(done, of) for name, done, of in seen if name == stage]
+        assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]
+
+
+def test_everything_can_be_saved_and_the_record_is_true(segmenter, hounsfield, geometry, tmp_path):
+    path = save_nifti(tmp_path / "scan.nii.gz", hounsfield, geometry)
+    result = segmenter(path, ["liver", "brain"])
+    *_, record_path = result.save(tmp_path / "out", combined=True, preview=True)
+    record = json.loads(record_path.read_text(encoding="utf-8"))
+    assert record["scan"]["files"] == [str(path)]
+    assert record["scan"]["modality"] == "ct"
+    assert [prompt["voxels"] for prompt in record["prompts"]] == result.masks.sum(axis=(1, 2, 3)).tolist()
+    assert record["model"]["plan"] == "tiny"
+    assert record["seconds"] > 0
+
+
+# ---- what can go wrong ----
+
+
+def test_a_scan_of_too_many_channels_is_refused(segmenter, hounsfield, geometry):
+    with pytest.raises(PlanError, match="Give one file a channel"):
+        segmenter(Volume(np.stack([hounsfield, hounsfield]), geometry), "liver")
+
+
+def test_a_scan_that_is_not_there_is_refused(segmenter, tmp_path):
+    with pytest.raises(ScanError):
+        segmenter(tmp_path / "nowhere.nii.gz", "liver")
+
+
+def test_a_model_that_is_not_there_is_refused():
+    with pytest.raises(ModelError, match="nowhere"):
+        Segmenter("nowhere")

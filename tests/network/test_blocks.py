@@ -1,0 +1,61 @@
+"""The building blocks: sizes, short cuts, and norms that can be folded away."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from textseg.network.blocks import ConvNormAct, ResidualBlock, make_norm
+
+STRIDES = [(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1), (4, 2, 1)]
+
+
+def divided(shape, stride):
+    return tuple(n // step for n, step in zip(shape, stride, strict=True))
+
+
+@pytest.mark.parametrize("stride", STRIDES, ids=str)
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("block", [ConvNormAct, ResidualBlock])
+def test_a_block_divides_each_axis_by_its_stride(block, norm, stride):
+    out = block(3, 5, norm, stride)(torch.randn(2, 3, 8, 12, 16))
+    assert out.shape == (2, 5, *divided((8, 12, 16), stride))
+
+
+@pytest.mark.parametrize("channels_out", [4, 6])
+@pytest.mark.parametrize("stride", STRIDES, ids=str)
+def test_without_its_convolutions_a_block_is_its_short_cut(stride, channels_out):
+    block = ResidualBlock(4, channels_out, "batch", stride).eval()
+    nn.init.zeros_(block.conv.weight)
+    x = torch.randn(1, 4, 8, 12, 16)
+    expected = nn.functional.avg_pool3d(x, stride, stride)
+    if channels_out != 4:
+        project = next(module for module in block.shortcut if isinstance(module, nn.Conv3d))
+        expected = project(expected) / (1 + 1e-5) ** 0.5
+    expected = nn.functional.leaky_relu(expected, 0.01)
+    assert torch.allclose(block(x), expected, atol=1e-6)
+
+
+def test_a_short_cut_of_equal_size_is_the_very_input():
+    assert isinstance(ResidualBlock(4, 4, "batch").shortcut, nn.Identity)
+
+
+def test_the_plan_chooses_the_norm():
+    assert isinstance(make_norm("batch", 4), nn.BatchNorm3d)
+    norm = make_norm("instance", 4)
+    assert isinstance(norm, nn.InstanceNorm3d)
+    assert norm.affine
+
+
+def test_an_instance_norm_does_not_see_the_other_images():
+    block = ResidualBlock(2, 3, "instance")
+    images = torch.randn(2, 2, 4, 6, 8)
+    assert torch.allclose(block(images)[:1], block(images[:1]), atol=1e-6)
+
+
+def test_the_input_is_left_as_it_is():
+    x = torch.randn(1, 4, 4, 6, 8)
+    before = x.clone()
+    ResidualBlock(4, 4, "batch")(x)
+    assert torch.equal(x, before)

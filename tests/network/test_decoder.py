@@ -1,0 +1,141 @@
+"""From features to masks: a trunk that no prompt touches, and a thin part for each prompt."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from textseg.network.mask_decoder import DecoderTrunk, PromptDecoder
+
+SIZES = [(16, 24, 8), (8, 12, 8), (4, 6, 4)]
+
+
+@pytest.fixture
+def trunk(plan):
+    generator = torch.Generator().manual_seed(6)
+    widths = plan.network.widths
+    return [torch.randn((2, w, *size), generator=generator) for w, size in zip(widths, SIZES, strict=True)]
+
+
+@pytest.fixture
+def queries(plan):
+    return torch.randn((2, 3, plan.network.query_width), generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def decoder(plan):
+    torch.manual_seed(5)
+    return PromptDecoder(plan.network).eval()
+
+
+def clicked(plan, voxel=(9, 17, 5), channel=1, prompts=3):
+    """Spatial prompts with one voxel of one channel of the second prompt of the first image."""
+    maps = torch.zeros(2, prompts, plan.network.spatial_channels, *SIZES[0])
+    maps[(0, 1, channel, *voxel)] = 1
+    return maps
+
+
+def test_the_trunk_keeps_sizes_and_widths(plan, trunk):
+    out = DecoderTrunk(plan.network)(trunk)
+    assert [x.shape for x in out] == [x.shape for x in trunk]
+    assert out[-1] is trunk[-1]
+
+
+def test_the_coarsest_features_reach_the_finest_trunk(plan, trunk):
+    decoder = DecoderTrunk(plan.network).eval()
+    changed = [*trunk[:-1], trunk[-1] + 1]
+    assert not torch.allclose(decoder(trunk)[0], decoder(changed)[0])
+
+
+def test_there_is_a_logit_map_at_every_scale(decoder, trunk, queries):
+    logits = decoder(trunk, queries, None)
+    assert [tuple(x.shape) for x in logits] == [(2, 3, *size) for size in SIZES]
+
+
+def test_prompts_and_images_are_decoded_apart(decoder, trunk, queries):
+    together = decoder(trunk, queries, None)
+    for image in range(2):
+        for prompt in range(3):
+            one = [x[image : image + 1] for x in trunk]
+            alone = decoder(one, queries[image : image + 1, prompt : prompt + 1], None)
+            for ours, theirs in zip(together, alone, strict=True):
+                assert torch.allclose(ours[image, prompt], theirs[0, 0], atol=1e-5)
+
+
+def test_a_kernel_is_dynamic_a_logit_is_at_home_in_its_query(decoder, trunk, queries):
+    # With nothing learnt after the dynamic maps, the logit is the query's own kernel over the trunk.
+    for scale in decoder.scales:
+        nn.init.zeros_(scale.logit.weight)
+    logits = decoder(trunk, queries, None)
+    for scale, features, logit in zip(decoder.scales, trunk, logits, strict=True):
+        width = features.shape[1]
+        kernel = scale.kernel(queries)[..., : width + 1]
+        expected = torch.einsum("bpc,bcxyz->bpxyz", kernel[..., :width], features)
+        expected = expected + kernel[..., width, None, None, None] + scale.logit.bias
+        assert torch.allclose(logit, expected, atol=1e-4)
+
+
+def test_a_coarser_scale_speaks_to_the_finer_ones_only(decoder, trunk, queries):
+    before = decoder(trunk, queries, None)
+    after = decoder([trunk[0], trunk[1] + 1, trunk[2]], queries, None)
+    assert not torch.allclose(after[0], before[0])
+    assert not torch.allclose(after[1], before[1])
+    assert torch.equal(after[2], before[2])
+
+
+# ---- spatial prompts ----
+
+
+def test_untrained_spatial_prompts_change_nothing(decoder, trunk, queries, plan):
+    for ours, theirs in zip(
+        decoder(trunk, queries, clicked(plan)), decoder(trunk, queries, None), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+def test_empty_maps_are_as_good_as_none(decoder, trunk, queries, plan):
+    learnt(decoder)
+    for ours, theirs in zip(
+        decoder(trunk, queries, torch.zeros_like(clicked(plan))), decoder(trunk, queries, None), strict=True
+    ):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("voxel", [(9, 17, 5), (0, 0, 0), (15, 23, 7)], ids=str)
+@pytest.mark.parametrize("channel", [0, 6])
+def test_a_click_changes_its_own_prompt_at_every_scale_and_no_other(
+    voxel, channel, decoder, trunk, queries, plan
+):
+    learnt(decoder)
+    before = decoder(trunk, queries, None)
+    after = decoder(trunk, queries, clicked(plan, voxel, channel))
+    for ours, theirs in zip(after, before, strict=True):
+        change = (ours - theirs).abs().amax(dim=(2, 3, 4))
+        assert change[0, 1] > 1e-4
+        change[0, 1] = 0
+        assert change.max() == 0
+
+
+def test_a_single_clicked_voxel_survives_to_the_coarsest_scale(decoder, plan):
+    pyramid = decoder._spatial_pyramid(clicked(plan))
+    # Prompts and images are one axis here: the second prompt of the first image is row 1.
+    places = [torch.nonzero(maps).tolist() for maps in pyramid]
+    assert places == [[[1, 1, 9, 17, 5]], [[1, 1, 4, 8, 5]], [[1, 1, 2, 4, 2]]]
+    assert [float(maps.max()) for maps in pyramid] == [1, 1, 1]
+
+
+def test_a_click_changes_most_where_it_is(decoder, trunk, queries, plan):
+    learnt(decoder)
+    before = decoder(trunk, queries, None)[0][0, 1]
+    after = decoder(trunk, queries, clicked(plan))[0][0, 1]
+    change = (after - before).abs()
+    near = change[7:12, 15:20, 3:8].mean()
+    far = change[:4, :8].mean()
+    assert near > 5 * far
+
+
+def learnt(decoder):
+    torch.manual_seed(1)
+    for scale in decoder.scales:
+        nn.init.normal_(scale.spatial.weight, std=0.5)

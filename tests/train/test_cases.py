@@ -1,0 +1,58 @@
+"""Training arrays: what is written is what is read, with its types."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from textseg.errors import DatasetError
+from textseg.train.cases import Case, CaseFacts, Target, read_case, read_index, write_case, write_index
+
+TUMOUR = Target("left_kidney", "tumor")
+FACTS = CaseFacts(
+    name="one",
+    group="torso",
+    mixture="torso",
+    split="validation",
+    spacing_mm=(3.0, 2.5, 1.5),
+    modality="ct",
+    targets=[(Target("kidneys"), (2, 3)), (TUMOUR, (4,)), (Target(None, "soft_tissue_sarcoma"), (300,))],
+    tissues={2: "left kidney", 300: "soft tissue sarcoma"},
+)
+
+
+def drawn_case(facts, *, image):
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 301, (5, 4, 3)).astype(np.int16)
+    return Case(facts, labels, random.normal(size=labels.shape).astype(np.float16) if image else None)
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_a_case_comes_back_as_it_was_written(tmp_path, image):
+    case = drawn_case(FACTS, image=image)
+    write_case(case, tmp_path)
+    again = read_case(FACTS, tmp_path)
+    assert again.facts == FACTS
+    assert again.labels.dtype == np.int16
+    np.testing.assert_array_equal(again.labels, case.labels)
+    if not image:
+        assert again.image is None
+    else:
+        assert again.image.dtype == np.float16
+        np.testing.assert_array_equal(again.image, case.image)
+
+
+def test_the_index_keeps_every_fact(tmp_path):
+    label_map = CaseFacts("two", "brain", "brain", "train", (1.5, 1.5, 1.5), None)
+    write_index([FACTS, label_map], tmp_path)
+    assert read_index(tmp_path) == [FACTS, label_map]
+
+
+def test_a_folder_without_an_index_is_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"index\.json"):
+        read_index(tmp_path)
+
+
+def test_keys_tell_a_structure_from_a_finding_in_it():
+    targets = [Target("left_kidney"), TUMOUR, Target(None, "tumor"), Target("tumor")]
+    assert len({target.key for target in targets}) == len(targets)

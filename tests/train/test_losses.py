@@ -1,0 +1,110 @@
+"""The loss: what it rewards, what it leaves alone, and how scales and presence are weighed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from textseg.network.build import Decoded
+from textseg.train.losses import mask_loss, prompt_loss
+
+SURE = 20.0
+
+
+@pytest.fixture
+def masks():
+    """(1, 2, 8, 6, 4): a block off the centre, and nothing."""
+    masks = torch.zeros(1, 2, 8, 6, 4)
+    masks[0, 0, 2:6, 2:6, 0:2] = 1
+    return masks
+
+
+def logits_of(masks):
+    return (2 * masks - 1) * SURE
+
+
+def halved(masks):
+    return nn.functional.interpolate(masks, scale_factor=0.5, mode="area")
+
+
+def test_a_perfect_answer_costs_next_to_nothing(masks):
+    decoded = Decoded((logits_of(masks), logits_of(halved(masks))), torch.tensor([[SURE, -SURE]]))
+    assert float(prompt_loss(decoded, masks, (1.0, 0.5), 0.2)) < 1e-3
+
+
+def test_every_mistake_costs(masks):
+    right, presence = logits_of(masks), torch.tensor([[SURE, -SURE]])
+    best = prompt_loss(Decoded((right,), presence), masks, (1.0,), 0.2)
+    missed, extra = right.clone(), right.clone()
+    missed[0, 0, 2:4] = -SURE
+    extra[0, 1, 6] = SURE
+    for wrong in (Decoded((missed,), presence), Decoded((extra,), presence), Decoded((right,), -presence)):
+        assert prompt_loss(wrong, masks, (1.0,), 0.2) > best + 0.1
+
+
+def test_an_empty_map_for_an_absent_thing_does_not_pay_for_a_wrong_map_elsewhere(masks):
+    present = torch.tensor([[1.0, 0.0]])
+    missed = torch.full_like(masks, -SURE)
+    alone = mask_loss(missed[:, :1], masks[:, :1], present[:, :1])
+    both = mask_loss(missed, masks, present)
+    # Cross-entropy is a mean over prompts; Dice, all of it lost, is a mean over the present one alone.
+    assert float(both) == pytest.approx(float(alone) - SURE * float(masks[0, 0].mean()) / 2, rel=1e-3)
+    assert float(both) > 0.95
+
+
+def test_dice_gives_no_gradient_to_an_absent_thing(masks):
+    logits = torch.randn(masks.shape, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    mask_loss(logits, masks, torch.tensor([[1.0, 0.0]])).backward()
+    from_both = logits.grad.clone()
+    logits.grad = None
+    nn.functional.binary_cross_entropy_with_logits(logits, masks).backward()
+    torch.testing.assert_close(from_both[:, 1], logits.grad[:, 1])
+    assert not torch.allclose(from_both[:, 0], logits.grad[:, 0], rtol=0.1)
+
+
+def test_a_batch_of_absent_things_has_a_finite_loss(masks):
+    nothing = torch.zeros_like(masks)
+    decoded = Decoded((torch.zeros_like(masks),), torch.zeros(1, 2))
+    loss = float(prompt_loss(decoded, nothing, (1.0,), 1.0))
+    assert loss == pytest.approx(2 * torch.log(torch.tensor(2.0)).item(), rel=1e-4)
+
+
+def test_small_and_large_things_count_the_same():
+    masks = torch.zeros(1, 2, 12, 12, 12)
+    masks[0, 0, :10, :10, :10] = 1
+    masks[0, 1, 3:6, 3:6, 3:5] = 1
+    present = torch.ones(1, 2)
+    lost = []
+    for prompt in (0, 1):
+        logits = logits_of(masks)
+        logits[0, prompt] = -SURE
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, masks)
+        lost.append(float(mask_loss(logits, masks, present) - cross_entropy))
+    assert lost == pytest.approx([0.5, 0.5], abs=0.05)
+
+
+def test_presence_pulls_towards_what_is_there(masks):
+    presence = torch.zeros(1, 2, requires_grad=True)
+    prompt_loss(Decoded((logits_of(masks),), presence), masks, (1.0,), 0.2).backward()
+    # Descent goes against the gradient: up for the present one, down for the absent one.
+    assert presence.grad[0, 0] < 0 < presence.grad[0, 1]
+    assert presence.grad[0].tolist() == pytest.approx([-0.05, 0.05])
+
+
+def test_scales_count_by_their_weights(masks):
+    perfect, presence = logits_of(masks), torch.tensor([[SURE, -SURE]])
+    coarse = logits_of(halved(masks))
+    wrong_fine = prompt_loss(Decoded((-perfect, coarse), presence), masks, (3.0, 1.0), 0.0)
+    wrong_coarse = prompt_loss(Decoded((perfect, -coarse), presence), masks, (3.0, 1.0), 0.0)
+    wrong_both = prompt_loss(Decoded((-perfect, -coarse), presence), masks, (3.0, 1.0), 0.0)
+    assert float(wrong_fine) == pytest.approx(3 * float(wrong_coarse), rel=0.05)
+    assert float(wrong_both) == pytest.approx(float(wrong_fine + wrong_coarse), rel=1e-4)
+
+
+def test_scales_without_a_weight_do_not_count(masks):
+    presence = torch.tensor([[SURE, -SURE]])
+    coarse = -logits_of(halved(masks))
+    one = prompt_loss(Decoded((logits_of(masks),), presence), masks, (1.0,), 0.2)
+    two = prompt_loss(Decoded((logits_of(masks), coarse), presence), masks, (1.0,), 0.2)
+    assert torch.equal(one, two)

@@ -1,0 +1,319 @@
+"""Samples: what a patch is asked, and whether the masks tell the truth about the image.
+
+The cases are blocks of their own brightness, so that an image says by itself which structure a voxel shows.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+from scipy.ndimage import binary_erosion
+
+from textseg.errors import DatasetError
+from textseg.train.cases import Case, CaseFacts, Target
+from textseg.train.lesions import LESION_WORDS
+from textseg.train.sampling import FEWEST_VOXELS, PatchSampler, find_places
+
+SHAPE = (22, 26, 24)
+PATCH = (24, 28, 24)
+LEFT, RIGHT = Target("left_thalamus"), Target("right_thalamus")
+# Far enough apart that no voxel lies between two of them: left at low x, front at high y, top at high z.
+BLOCKS = {
+    LEFT: (slice(2, 8), slice(3, 10), slice(3, 9)),
+    RIGHT: (slice(14, 20), slice(3, 10), slice(3, 9)),
+    Target("left_putamen"): (slice(2, 8), slice(16, 23), slice(3, 9)),
+    Target("brainstem"): (slice(2, 8), slice(3, 10), slice(14, 21)),
+}
+
+
+def brightness(number):
+    """Values four times apart: no change of contrast makes one look like another."""
+    return np.float16(0.5 * 4.0**number)
+
+
+def block_case(blocks, mixture="brain", *, name="blocks", modality="mr", offset=0.0, unseen=()):
+    """A case that shows these targets; `unseen` are further ones that its labels name but do not show."""
+    labels = np.zeros(SHAPE, np.uint8)
+    image = np.zeros(SHAPE, np.float16)
+    targets = []
+    for number, (target, box) in enumerate(blocks.items(), start=1):
+        labels[box] = number
+        image[box] = brightness(number)
+        targets.append((target, (number,)))
+    targets += [(target, (number,)) for number, target in enumerate(unseen, start=len(targets) + 1)]
+    facts = CaseFacts(name, "brain", mixture, "train", (1.0, 1.0, 1.0), modality, targets)
+    return Case(facts, labels, image + np.float16(offset))
+
+
+@pytest.fixture
+def make_sampler(with_training, lexicon):
+    """A sampler over these cases that draws only from `mixture`."""
+
+    def make(cases, mixture="brain", **training):
+        numbers = {"patch_voxels": PATCH, "prompts_per_sample": 4, "mixture": {mixture: 1.0}} | training
+        places = [find_places(case, np.random.default_rng(0)) for case in cases]
+        return PatchSampler(places, with_training(**numbers), lexicon)
+
+    return make
+
+
+def draws(sampler, count=25):
+    return [sampler.draw(np.random.default_rng(seed)) for seed in range(count)]
+
+
+def asked(sample):
+    """The targets of a sample with whether each was there."""
+    return [(target, bool(mask.any())) for target, mask in zip(sample.targets, sample.masks, strict=True)]
+
+
+def absent_in(samples):
+    return {target for sample in samples for target, present in asked(sample) if not present}
+
+
+# What a sample is.
+
+
+def test_the_same_generator_gives_the_same_sample(make_sampler):
+    sampler = make_sampler([block_case(BLOCKS)])
+    first, again, other = (sampler.draw(np.random.default_rng(seed)) for seed in (4, 4, 5))
+    assert first.targets == again.targets
+    assert first.image.equal(again.image)
+    assert first.masks.equal(again.masks)
+    assert not first.image.equal(other.image)
+
+
+def test_a_sample_has_the_plans_patch_and_number_of_prompts(make_sampler):
+    for prompts, fraction in product((2, 3, 7), (0.0, 0.3, 0.8)):
+        sampler = make_sampler(
+            [block_case(BLOCKS)], prompts_per_sample=prompts, absent_fraction=fraction, patch_voxels=(16, 24, 8)
+        )
+        for sample in draws(sampler, 5):
+            assert sample.image.shape == (1, 16, 24, 8)
+            assert len(sample.targets) == prompts
+            assert sample.masks.shape == (prompts, 16, 24, 8)
+
+
+def test_phantoms_are_drawn_as_ct_and_as_mr(make_sampler, phantom_cases):
+    samples = draws(make_sampler(phantom_cases, "phantom", patch_voxels=(16, 16, 16)), 20)
+    assert all(np.isfinite(sample.image.numpy()).all() for sample in samples)
+    # The plan clips a CT, whose air is then far below the mean; MR has no such floor.
+    assert len({float(sample.image.min()) < -2.5 for sample in samples}) == 2
+
+
+# Masks and image agree.
+
+
+def test_where_a_mask_is_the_image_shows_that_structure(make_sampler):
+    value = {target: float(brightness(number)) for number, target in enumerate(BLOCKS, start=1)}
+    seen = set()
+    for sample in draws(make_sampler([block_case(BLOCKS)])):
+        image = sample.image[0].numpy()
+        for target, mask in zip(sample.targets, sample.masks.numpy() > 0, strict=True):
+            inside = binary_erosion(mask, iterations=2)
+            if inside.any():
+                seen.add(target)
+                assert 0.4 * value[target] < image[inside].min()
+                assert image[inside].max() < 1.8 * value[target]
+    assert seen == set(BLOCKS)
+
+
+def test_where_the_image_shows_a_structure_its_mask_is(make_sampler):
+    *_, (brightest, value) = [(target, brightness(number)) for number, target in enumerate(BLOCKS, start=1)]
+    found = 0
+    for sample in draws(make_sampler([block_case(BLOCKS)])):
+        if (brightest, True) in asked(sample):
+            mask = sample.masks[sample.targets.index(brightest)].numpy() > 0
+            shown = sample.image[0].numpy() > value / 2
+            assert 2 * (mask & shown).sum() / (mask.sum() + shown.sum()) > 0.9
+            found += 1
+    assert found > 5
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "axis"), [(LEFT, RIGHT, 0), (LEFT, Target("left_putamen"), 1), (LEFT, Target("brainstem"), 2)]
+)
+def test_sides_stay_where_they_are(make_sampler, low, high, axis):
+    both = 0
+    for sample in draws(make_sampler([block_case(BLOCKS)], prompts_per_sample=6)):
+        there = {target for target, present in asked(sample) if present}
+        if {low, high} <= there:
+            masks = [sample.masks[sample.targets.index(target)] for target in (low, high)]
+            first, second = (float(mask.nonzero()[:, axis].float().mean()) for mask in masks)
+            assert first < second - 5
+            both += 1
+    assert both > 5
+
+
+def test_the_marked_left_organ_lies_on_the_left_of_the_patch(make_sampler, monkeypatch):
+    only_left = {target: box for target, box in BLOCKS.items() if target == LEFT}
+    sampler = make_sampler([block_case(only_left)])
+    middle = (np.array(SHAPE) - 1) / 2
+    monkeypatch.setattr(sampler, "_centre", lambda place, random: (LEFT, middle))
+    for sample in draws(sampler):
+        mask = sample.masks[sample.targets.index(LEFT)]
+        bright = sample.image[0] > float(brightness(1)) / 2
+        for shown in (mask > 0, bright):
+            assert float(shown.nonzero()[:, 0].float().mean()) < PATCH[0] / 2
+
+
+def test_a_patch_beyond_the_case_is_filled_with_its_darkest_value(make_sampler, monkeypatch):
+    sampler = make_sampler([block_case(BLOCKS, offset=-30.0)])
+    monkeypatch.setattr(sampler, "_centre", lambda place, random: (LEFT, np.array([-300.0, 5.0, 5.0])))
+    sample = sampler.draw(np.random.default_rng(0))
+    assert not sample.masks.any()
+    assert -60 < float(sample.image.max()) < -15
+
+
+# What is asked.
+
+
+def test_present_and_wanted_targets_are_asked(make_sampler, monkeypatch):
+    sampler = make_sampler([block_case(BLOCKS)], prompts_per_sample=2)
+    box = BLOCKS[Target("brainstem")]
+    centre = np.array([(side.start + side.stop) / 2 for side in box])
+    monkeypatch.setattr(sampler, "_centre", lambda place, random: (Target("brainstem"), centre))
+    for sample in draws(sampler):
+        assert (Target("brainstem"), True) in asked(sample)
+
+
+def test_larger_targets_are_wanted_more_often_but_small_ones_are_not_forgotten(make_sampler):
+    small = BLOCKS | {RIGHT: (slice(15, 18), slice(5, 8), slice(4, 6))}
+    sampler = make_sampler([block_case(small)])
+    (place,) = sampler.by_mixture["brain"]
+    random = np.random.default_rng(0)
+    wanted = [sampler._centre(place, random)[0] for _ in range(1000)]
+    shares = np.array([wanted.count(target) / len(wanted) for target in small])
+    voxels = np.array([np.prod([side.stop - side.start for side in box]) for box in small.values()])
+    assert shares == pytest.approx(np.sqrt(voxels) / np.sqrt(voxels).sum(), abs=0.05)
+
+
+def test_the_other_side_is_the_first_absent_thing_asked(make_sampler, monkeypatch):
+    others = [Target(name) for name in ("left_pallidum", "right_pallidum", "third_ventricle", "fourth_ventricle")]
+    only_left = {LEFT: BLOCKS[LEFT]}
+    sampler = make_sampler([block_case(only_left, unseen=[RIGHT, *others])], prompts_per_sample=2)
+    for sample in draws(sampler):
+        if (LEFT, True) in asked(sample):
+            assert asked(sample) == [(LEFT, True), (RIGHT, False)]
+
+
+def test_what_hardly_shows_is_neither_present_nor_absent(make_sampler, monkeypatch):
+    speck = (slice(4, 6), slice(4, 6), slice(4, 6))
+    assert 8 < FEWEST_VOXELS
+    case = block_case({LEFT: speck, **{target: BLOCKS[target] for target in BLOCKS if target != LEFT}})
+    sampler = make_sampler([case])
+    monkeypatch.setattr(sampler, "_centre", lambda place, random: (RIGHT, np.array([5.0, 5.0, 5.0])))
+    for seed in range(25):
+        sample = sampler.draw(np.random.default_rng(seed))
+        # Enlarged by the patch's bend it may reach the limit; it is never denied.
+        assert (LEFT, False) not in asked(sample)
+
+
+def test_no_target_is_asked_twice_while_there_are_others(make_sampler):
+    for sample in draws(make_sampler([block_case(BLOCKS)], prompts_per_sample=4, absent_fraction=0.0)):
+        there = [target for target, present in asked(sample) if present]
+        assert len(set(there)) == len(there) or len(set(sample.targets)) < 4
+
+
+def test_too_few_targets_are_asked_again_with_the_same_masks(make_sampler):
+    sampler = make_sampler([block_case({LEFT: BLOCKS[LEFT]})], prompts_per_sample=5)
+    for sample in draws(sampler, 5):
+        assert set(sample.targets) == {LEFT}
+        assert all(mask.equal(sample.masks[0]) for mask in sample.masks)
+
+
+# Unknown is not absent.
+
+KIDNEY, LIVER, SPLEEN = Target("left_kidney"), Target("liver"), Target("spleen")
+
+
+def torso_case(first, second, **more):
+    """Two organs that are large enough for a lesion."""
+    low, high = (slice(1, 10), slice(2, 13), slice(2, 12)), (slice(12, 21), slice(12, 24), slice(11, 22))
+    return block_case({first: low, second: high}, "torso", modality="ct", **more)
+
+
+def test_only_what_a_case_names_or_what_is_far_away_is_denied(make_sampler):
+    # Told apart by their images: the second case is bright everywhere.
+    kidney = torso_case(KIDNEY, LIVER, name="kidney")
+    spleen = torso_case(SPLEEN, LIVER, name="spleen", offset=100.0)
+    brain = block_case(BLOCKS)
+    sarcoma = block_case({Target(None, "soft_tissue_sarcoma"): BLOCKS[LEFT]}, "sarcoma", name="sarcoma")
+    sampler = make_sampler([kidney, spleen, brain, sarcoma], "torso", prompts_per_sample=6)
+    samples = draws(sampler, 60)
+    denied = {
+        case: absent_in(s for s in samples if (float(s.image.min()) > 40) == bright)
+        for case, bright in (("kidney", False), ("spleen", True))
+    }
+    for case, organ in (("kidney", "left_kidney"), ("spleen", "spleen")):
+        lesions = {Target(o, word) for o in (organ, "liver") for word in LESION_WORDS}
+        mirrored = {Target("right_kidney", word) for word in LESION_WORDS} if case == "kidney" else set()
+        named = {Target(organ), LIVER}
+        assert denied[case] <= named | lesions | mirrored | set(BLOCKS)
+        assert denied[case] & set(BLOCKS)
+        assert denied[case] & lesions
+
+
+@pytest.mark.xfail(reason="A whole-body map of the torso's mixture names the brain, and a brain is denied it.")
+def test_what_a_whole_body_shows_of_the_head_is_not_denied_to_a_head(make_sampler):
+    whole_body = torso_case(LIVER, Target("brain"))
+    sampler = make_sampler([block_case(BLOCKS), whole_body], "brain", prompts_per_sample=6)
+    assert Target("brain") not in absent_in(draws(sampler, 60))
+
+
+def test_a_lesion_is_asked_where_one_was_drawn_and_denied_in_organs_without(make_sampler):
+    sampler = make_sampler([torso_case(KIDNEY, LIVER)], "torso", prompts_per_sample=6)
+    with_lesion, without = [], []
+    for sample in draws(sampler, 60):
+        findings = [(target, present) for target, present in asked(sample) if target.finding]
+        (with_lesion if any(present for _, present in findings) else without).append((sample, findings))
+    assert len(with_lesion) > 8
+    for sample, findings in with_lesion:
+        ((target, _),) = {finding for finding in findings if finding[1]}
+        assert target.structure in ("left_kidney", "liver")
+        assert sample.masks[sample.targets.index(target)].sum() >= 20
+        # The only lesion that is denied beside it is the one on the other side.
+        assert {t.structure for t, present in findings if not present} <= {"right_kidney"}
+    assert any(findings for _, findings in without)
+
+
+def test_everything_that_is_asked_was_announced(make_sampler, phantom_cases):
+    sampler = make_sampler([*phantom_cases, block_case(BLOCKS)], "phantom", patch_voxels=(16, 16, 16))
+    announced = set(sampler.targets())
+    assert len(announced) == len(sampler.targets())
+    assert {target for sample in draws(sampler) for target in sample.targets} <= announced
+    assert Target("right_kidney", "cyst") in announced
+
+
+# Which cases are drawn.
+
+
+def test_mixtures_are_drawn_by_their_weights(make_sampler):
+    cases = [torso_case(KIDNEY, LIVER), block_case(BLOCKS), block_case(BLOCKS, "unweighed")]
+    sampler = make_sampler(cases, mixture="torso")
+    assert dict(zip(sampler.names, sampler.weights, strict=True)) == {"torso": 1, "brain": 0, "unweighed": 0}
+    for sample in draws(sampler):
+        assert not {target for target, present in asked(sample) if present} & set(BLOCKS)
+
+
+def test_places_lie_in_their_targets():
+    case = block_case(BLOCKS, unseen=[Target("third_ventricle")])
+    place = find_places(case, np.random.default_rng(0), most=50)
+    assert set(place.centres) == set(BLOCKS)
+    for number, target in enumerate(BLOCKS, start=1):
+        assert place.centres[target].shape == (50, 3)
+        assert (case.labels[tuple(place.centres[target].T)] == number).all()
+
+
+def test_cases_of_no_mixture_of_the_plan_are_refused(make_sampler):
+    for cases in ([], [block_case(BLOCKS, "unweighed")], [block_case({}, unseen=[LEFT])]):
+        with pytest.raises(DatasetError, match="mixture"):
+            make_sampler(cases)
+
+
+def test_a_case_that_shows_nothing_is_never_drawn(make_sampler):
+    healthy = block_case({}, name="healthy", unseen=[LEFT])
+    sampler = make_sampler([healthy, block_case(BLOCKS)])
+    for sample in draws(sampler):
+        assert sample.masks.any()
