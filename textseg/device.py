@@ -53,6 +53,23 @@ def choose_compute(choice: DeviceChoice = "auto", threads: int | None = None) ->
     return Compute(device, fastest_type(device))
 
 
+@dataclass(frozen=True)
+class Gpu:
+    """The CUDA device that would be used, and its memory in bytes."""
+
+    name: str
+    free_bytes: int
+    total_bytes: int
+
+
+def find_gpu() -> Gpu | None:
+    """The first CUDA device; None where torch sees none."""
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return Gpu(torch.cuda.get_device_name(), free, total)
+
+
 def fastest_type(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes in it, else float32: emulated bfloat16 is three times slower."""
     if device.type == "cuda":

@@ -21,7 +21,7 @@ from textseg.network.build import for_inference
 from textseg.network.weights import load_network
 from textseg.prepare import prepare, restore_mask
 from textseg.prompts import Prompt, understand
-from textseg.result import Found, Segmentation, describe_mask
+from textseg.result import Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import read_scan
 from textseg.sliding import segment_windows
 from textseg.volume import Modality, Volume, guess_modality
@@ -101,7 +101,7 @@ class Segmenter:
         understood = understand_all(prompts)
         progress("reading", 0, 1)
         volume = scan if isinstance(scan, Volume) else read_scan(scan)
-        used_modality = modality or volume.modality or guess_modality(volume.voxels)
+        used_modality, modality_from = _modality(volume, modality)
         masks = np.zeros((len(understood), *volume.geometry.shape), bool)
         presence = np.zeros(len(understood))
         for spacing_mm, members in self._by_spacing(understood).items():
@@ -123,6 +123,7 @@ class Segmenter:
             found=self._found(volume, understood, masks, presence),
             volume=volume,
             modality=used_modality,
+            modality_from=modality_from,
             model=self.model,
             compute=str(self.compute),
             seconds=time.monotonic() - began,
@@ -150,6 +151,14 @@ class Segmenter:
             Found(prompt, float(score), describe_mask(mask, volume.geometry))
             for prompt, mask, score in zip(prompts, masks, presence, strict=True)
         )
+
+
+def _modality(volume: Volume, asked: Modality | None) -> tuple[Modality, ModalitySource]:
+    if asked is not None:
+        return asked, "user"
+    if volume.modality is not None:
+        return volume.modality, "header"
+    return guess_modality(volume.voxels), "values"
 
 
 def understand_all(prompts: str | Sequence[str]) -> list[Prompt]:

@@ -63,7 +63,7 @@ def find_model(model: str | Path) -> ModelFolder:
             f"The folder of a model holds {', '.join((PLAN_FILE, *WEIGHTS_FILES))}, "
             f"but {path} has no {' and no '.join(missing)}."
         )
-    return ModelFolder(path.name, path)
+    return ModelFolder(path.resolve().name, path)
 
 
 def _missing(path: Path) -> list[str]:

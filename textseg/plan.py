@@ -149,6 +149,11 @@ class TrainingPlan(Part):
     presence_weight: float = Field(ge=0)
     seed: int
     mixture: dict[str, float]
+    core: tuple[str, ...]
+    """Lexicon ids, of structures and of findings alone, that are asked for `core_weight` times as often …"""
+    core_weight: float = Field(ge=1)
+    core_from_step: int = Field(ge=0)
+    """… from this step on: large and common structures first, when time is short."""
 
 
 class Plan(Part):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from textseg.destination import Destination
 from textseg.embeddings.files import write_bytes
 from textseg.errors import OutputError
-from textseg.geometry import Geometry, bounding_box
+from textseg.geometry import Box, Geometry, bounding_box
 from textseg.masks import combine
 from textseg.models import WEIGHTS_FILES, ModelFolder
 from textseg.network.weights import file_hash
@@ -28,6 +28,7 @@ from textseg.version import __version__
 from textseg.volume import Modality, Volume
 
 RECORD_FORMAT = "textseg-record-1"
+ModalitySource = Literal["user", "header", "values"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Segmentation:
     found: tuple[Found, ...]
     volume: Volume
     modality: Modality
+    modality_from: ModalitySource
     model: ModelFolder
     compute: str
     seconds: float
@@ -159,7 +161,7 @@ class Segmentation:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "device": self.compute,
-            "scan": _scan_facts(self.volume, self.modality),
+            "scan": _scan_facts(self.volume, self.modality, self.modality_from),
             "model": {
                 "name": self.model.name,
                 "plan": self.model.plan.name,
@@ -175,11 +177,35 @@ def describe_mask(mask: NDArray[np.bool_], geometry: Geometry) -> MaskFacts:
     box = bounding_box(mask)
     if box is None:
         return MaskFacts(0, 0.0, None, None)
-    indices = np.argwhere(mask[box.slices]) + np.array(box.start)
-    world = geometry.to_world(indices)
-    low, high = world.min(axis=0), world.max(axis=0)
-    volume_ml = len(indices) * geometry.voxel_volume_mm3 / 1000
-    return MaskFacts(len(indices), volume_ml, _rounded(world.mean(axis=0)), (_rounded(low), _rounded(high)))
+    voxels = int(mask[box.slices].sum())
+    centroid = geometry.to_world(_mean_index(mask, box))
+    low, high = _world_extent(mask, box, geometry)
+    volume_ml = voxels * geometry.voxel_volume_mm3 / 1000
+    return MaskFacts(voxels, volume_ml, _rounded(centroid), (_rounded(low), _rounded(high)))
+
+
+def _mean_index(mask: NDArray[np.bool_], box: Box) -> list[float]:
+    """The mean voxel index along each axis, from counts a plane: no list of voxels, which may be gigabytes."""
+    inside = mask[box.slices]
+    means = []
+    for axis in range(3):
+        counts = inside.sum(axis=tuple(other for other in range(3) if other != axis))
+        means.append(float(np.average(np.arange(len(counts)) + box.start[axis], weights=counts)))
+    return means
+
+
+def _world_extent(
+    mask: NDArray[np.bool_], box: Box, geometry: Geometry
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The lowest and highest world position of the mask's voxel centres, plane by plane."""
+    lows, highs = [], []
+    for x in range(box.start[0], box.stop[0]):
+        y, z = np.nonzero(mask[x])
+        if y.size:
+            world = geometry.to_world(np.stack([np.full(y.shape, x), y, z], axis=1))
+            lows.append(world.min(axis=0))
+            highs.append(world.max(axis=0))
+    return np.min(lows, axis=0), np.max(highs, axis=0)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
@@ -189,14 +215,14 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
         raise OutputError(f"{path} can't be written: {error.strerror}.") from error
 
 
-def _scan_facts(volume: Volume, modality: Modality) -> dict[str, Any]:
+def _scan_facts(volume: Volume, modality: Modality, modality_from: ModalitySource) -> dict[str, Any]:
     geometry = volume.geometry
     return {
         "files": [str(path) for path in volume.file.paths] if volume.file else [],
         "format": volume.file.format if volume.file else None,
         "details": volume.file.details if volume.file else {},
         "modality": modality,
-        "modality_from": "header or user" if volume.modality == modality else "values or user",
+        "modality_from": modality_from,
         "shape": list(geometry.shape),
         "spacing_mm": [round(mm, 6) for mm in geometry.spacing_mm],
         "orientation": geometry.orientation,

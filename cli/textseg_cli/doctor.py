@@ -42,15 +42,14 @@ def _device() -> dict[str, str]:
     try:
         import torch
 
-        from textseg.device import choose_compute
+        from textseg.device import choose_compute, find_gpu
 
-        compute = choose_compute()
+        compute, gpu = choose_compute(), find_gpu()
         facts = {"computes on": str(compute), "threads": f"{torch.get_num_threads()} of {os.cpu_count()}"}
         facts["CUDA"] = torch.version.cuda or "not in this build of torch"
-        if compute.device.type == "cuda":
-            free, total = torch.cuda.mem_get_info()
-            facts["GPU"] = torch.cuda.get_device_name()
-            facts["GPU memory"] = f"{free / GIB:.1f} of {total / GIB:.1f} GiB free"
+        if gpu is not None:
+            facts["GPU"] = gpu.name
+            facts["GPU memory"] = f"{gpu.free_bytes / GIB:.1f} of {gpu.total_bytes / GIB:.1f} GiB free"
     except Exception as error:
         return {"computes on": f"nothing: {type(error).__name__}: {str(error).partition(chr(10))[0]}"}
     return facts

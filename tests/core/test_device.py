@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from textseg.device import Compute, choose_compute, fastest_type
+from textseg.device import Compute, Gpu, choose_compute, fastest_type, find_gpu
 from textseg.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -59,6 +59,15 @@ def test_auto_takes_the_gpu_where_there_is_one(cuda):
     assert choose_compute("cpu").device == CPU
     cuda(False)
     assert choose_compute().device == CPU
+
+
+def test_the_gpu_is_described_where_there_is_one(cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (5, 8))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    cuda(True)
+    assert find_gpu() == Gpu("a GPU", free_bytes=5, total_bytes=8)
+    cuda(False)
+    assert find_gpu() is None
 
 
 def test_a_gpu_that_is_not_there_is_an_error_with_a_way_out(cuda):

@@ -87,6 +87,17 @@ def test_a_right_angled_scan_keeps_its_field_of_view(tilted):
     assert np.allclose(grid.corners_mm(), scan.corners_mm())
 
 
+def test_what_straightening_adds_around_a_sheared_scan_is_air():
+    grid = oblique((30, 36, 28), (2, 2, 2.5), shear=0.4)
+    hu = np.full(grid.shape, -1000, np.int16)
+    hu[8:17, 12:25, 9:20] = 40
+    prepared = prepare(Volume(hu, grid), PLAN, "ct", (2, 2, 2))
+    body_mm3 = int((prepared.image > -2).sum()) * prepared.geometry.voxel_volume_mm3
+    assert body_mm3 == pytest.approx(9 * 13 * 11 * 10, rel=0.1)
+    assert np.prod(prepared.geometry.shape) < 0.5 * np.prod(working_grid(grid, (2, 2, 2)).shape)
+    assert float(prepared.image.min()) == -4
+
+
 @pytest.mark.parametrize("margin", [0, 6.0, 7.0])
 def test_the_crop_is_the_body_and_its_margin(margin):
     grid = oblique((50, 60, 40), (1, 1.5, 2))

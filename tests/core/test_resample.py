@@ -136,11 +136,11 @@ def test_a_ramp_stays_the_same_ramp_on_every_parallel_grid(order, steps, slope):
 @given(st.tuples(*[st.floats(1.01, 3.5)] * 3), st.tuples(*[st.floats(-1, 1)] * 3))
 @settings(deadline=None, max_examples=40)
 def test_a_ramp_hardly_moves_at_fractional_steps(steps, slope):
-    # A sampled triangle has its centre of mass up to 0.075 of a voxel beside its middle, in Pillow as here.
+    # A sampled triangle has its centre of mass up to 0.086 of a voxel beside its middle, in Pillow as here.
     source = centred((25, 27, 21), (1, 1, 1))
     target = source.with_spacing(steps)
     reach = np.array(source.shape) / np.array(target.shape)
-    check_ramp(source, target, slope, reach, tolerance=0.08 * np.abs(slope).sum() + 1e-3)
+    check_ramp(source, target, slope, reach, tolerance=0.087 * np.abs(slope).sum() + 1e-3)
 
 
 @given(st.tuples(*[st.floats(-180, 180)] * 3), st.tuples(*[st.floats(-3, 3)] * 3))
@@ -193,6 +193,16 @@ def test_values_stay_within_those_that_were_there(tilted):
         moved = resample(voxels, grid, target, fill=float(voxels[0, 0, 0]))
         assert voxels.min() - 1e-3 <= moved.min()
         assert moved.max() <= voxels.max() + 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int16, torch.bool], ids=str)
+@pytest.mark.parametrize("degrees", [(0, 0, 0), (12, -20, 31)], ids=["parallel", "rotated"])
+def test_whole_numbers_are_averaged_as_fractions(degrees, dtype, tilted):
+    grid, voxels = Geometry(SHAPE, tilted), noise(SHAPE, dtype=dtype)
+    target = rotated(grid, degrees, (3, 4, 2)).with_spacing((1.7, 1.1, 1.3))
+    moved = resample(voxels, grid, target)
+    assert moved.dtype == torch.float32
+    assert torch.equal(moved, resample(voxels.float(), grid, target))
 
 
 # ---- nearest ----

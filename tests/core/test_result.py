@@ -39,7 +39,9 @@ def segmentation(model, sheared):
         Found(understand(text), presence, describe_mask(mask, geometry))
         for text, presence, mask in zip(PROMPTS, (0.91234, 0.7, 0.02), masks, strict=True)
     )
-    return Segmentation(masks, found, Volume(values, geometry), "ct", model, "cpu in float32", 1.23456)
+    return Segmentation(
+        masks, found, Volume(values, geometry), "ct", "header", model, "cpu in float32", 1.23456
+    )
 
 
 # ---- numbers in the world ----
@@ -150,7 +152,9 @@ def test_files_hold_the_masks_and_the_record_names_them(segmentation, tmp_path):
 
 def test_prompts_of_one_name_get_files_of_their_own(segmentation, model, tmp_path):
     found = tuple(Found(understand("liver"), 0.9, segmentation.found[i].mask) for i in (0, 1))
-    twice = Segmentation(segmentation.masks[:2], found, segmentation.volume, "ct", model, "cpu", 1.0)
+    twice = Segmentation(
+        segmentation.masks[:2], found, segmentation.volume, "ct", "header", model, "cpu", 1.0
+    )
     *masks, record = twice.save(tmp_path)
     assert [path.name for path in masks] == ["scan_liver.nii.gz", "scan_liver_2.nii.gz"]
     for path, mask in zip(masks, twice.masks, strict=True):

@@ -19,7 +19,7 @@ from textseg.train.text import TextRecipe, lexicon_sha256, save_text_tower, trai
 PLAN = TextPlan(
     vocabulary_size=400, width=48, layers=2, heads=3, hidden=96, longest_tokens=48, vector_width=64
 )
-RECIPE = TextRecipe(texts=600, batch=48, findings_per_step=2)
+RECIPE = TextRecipe(texts=600, batch=48, findings_per_step=2, measured_texts=200)
 STEPS = 150
 
 Trained = tuple[TextTower, Tokenizer, dict[str, float]]
@@ -70,7 +70,7 @@ def test_the_same_seed_gives_the_same_tower(small_lexicon: Lexicon) -> None:
 def test_training_on_keeps_the_vectors_of_canonical_words(
     trained: Trained, small_lexicon: Lexicon, tmp_path: Path
 ) -> None:
-    tower, vocabulary, figures = trained
+    tower, vocabulary, _ = trained
     save_tower(tower, tmp_path, {})
     save_vocabulary(vocabulary, tmp_path)
     words = ["left kidney", "right kidney", "kidneys", "liver", "liver tumor", "left kidney cyst"]

@@ -33,9 +33,7 @@ def image(labels):
 def drawn(image, labels):
     """An image with its lesion for every seed that gave one."""
     organs = {"left_adrenal_gland": (3,), "liver": (2,)}
-    tries = [
-        add_lesion(image, labels, organs, "ct", 1.0, np.random.default_rng(seed)) for seed in SEEDS
-    ]
+    tries = [add_lesion(image, labels, organs, "ct", 1.0, np.random.default_rng(seed)) for seed in SEEDS]
     found = [(changed, lesion) for changed, lesion in tries if lesion is not None]
     assert len(found) > 30
     return found
@@ -67,6 +65,21 @@ def test_without_a_large_organ_the_image_stays_as_it_is(image, labels):
         changed, lesion = add_lesion(image, labels, organs, "ct", 1.0, np.random.default_rng(0))
         assert lesion is None
         assert changed is image
+
+
+def test_a_lesion_of_a_few_voxels_is_none():
+    sheet = torch.zeros(20, 20, 9, dtype=torch.int64)
+    sheet[:, :, 4] = 1
+    image = torch.full(sheet.shape, ORGAN_HU)
+    small = 0
+    for seed in range(20):
+        changed, lesion = add_lesion(image, sheet, {"liver": (1,)}, "ct", 1.0, np.random.default_rng(seed))
+        if lesion is None:
+            assert changed is image
+            small += 1
+        else:
+            assert lesion.mask.sum() >= 20
+    assert small > 0
 
 
 def test_a_cyst_is_water_and_a_solid_lesion_is_not_its_organ(drawn, labels):

@@ -100,6 +100,21 @@ def test_scales_count_by_their_weights(masks):
     wrong_both = prompt_loss(Decoded((-perfect, -coarse), presence), masks, (3.0, 1.0), 0.0)
     assert float(wrong_fine) == pytest.approx(3 * float(wrong_coarse), rel=0.05)
     assert float(wrong_both) == pytest.approx(float(wrong_fine + wrong_coarse), rel=1e-4)
+    # Only their ratio counts.
+    larger = prompt_loss(Decoded((-perfect, -coarse), presence), masks, (30.0, 10.0), 0.0)
+    assert float(larger) == pytest.approx(float(wrong_both), rel=1e-4)
+
+
+def test_a_coarse_voxel_is_inside_as_far_as_its_fine_ones_are():
+    masks = torch.zeros(1, 1, 8, 8, 8)
+    masks[..., 2::4] = 1  # one layer of each second pair: half of a coarse voxel
+    loss = {}
+    for share in (0.02, 0.5, 0.98):
+        inside = halved(masks) > 0
+        coarse = torch.where(inside, torch.logit(torch.tensor(share)), -SURE)
+        decoded = Decoded((logits_of(masks), coarse), torch.full((1, 1), SURE))
+        loss[share] = float(prompt_loss(decoded, masks, (1.0, 1.0), 0.0))
+    assert loss[0.5] < min(loss[0.02], loss[0.98])
 
 
 def test_scales_without_a_weight_do_not_count(masks):

@@ -87,7 +87,10 @@ def test_the_same_generator_gives_the_same_sample(make_sampler):
 def test_a_sample_has_the_plans_patch_and_number_of_prompts(make_sampler):
     for prompts, fraction in product((2, 3, 7), (0.0, 0.3, 0.8)):
         sampler = make_sampler(
-            [block_case(BLOCKS)], prompts_per_sample=prompts, absent_fraction=fraction, patch_voxels=(16, 24, 8)
+            [block_case(BLOCKS)],
+            prompts_per_sample=prompts,
+            absent_fraction=fraction,
+            patch_voxels=(16, 24, 8),
         )
         for sample in draws(sampler, 5):
             assert sample.image.shape == (1, 16, 24, 8)
@@ -132,7 +135,8 @@ def test_where_the_image_shows_a_structure_its_mask_is(make_sampler):
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "axis"), [(LEFT, RIGHT, 0), (LEFT, Target("left_putamen"), 1), (LEFT, Target("brainstem"), 2)]
+    ("low", "high", "axis"),
+    [(LEFT, RIGHT, 0), (LEFT, Target("left_putamen"), 1), (LEFT, Target("brainstem"), 2)],
 )
 def test_sides_stay_where_they_are(make_sampler, low, high, axis):
     both = 0
@@ -151,11 +155,12 @@ def test_the_marked_left_organ_lies_on_the_left_of_the_patch(make_sampler, monke
     sampler = make_sampler([block_case(only_left)])
     middle = (np.array(SHAPE) - 1) / 2
     monkeypatch.setattr(sampler, "_centre", lambda place, random: (LEFT, middle))
-    for sample in draws(sampler):
-        mask = sample.masks[sample.targets.index(LEFT)]
-        bright = sample.image[0] > float(brightness(1)) / 2
-        for shown in (mask > 0, bright):
-            assert float(shown.nonzero()[:, 0].float().mean()) < PATCH[0] / 2
+    samples = draws(sampler, 15)
+    masks = [sample.masks[sample.targets.index(LEFT)] > 0 for sample in samples]
+    bright = [sample.image[0] > float(brightness(1)) / 2 for sample in samples]
+    for shown in (masks, bright):
+        # One patch may be pushed aside by some voxels, not all of them.
+        assert np.mean([float(s.nonzero()[:, 0].float().mean()) for s in shown]) < PATCH[0] / 2 - 4
 
 
 def test_a_patch_beyond_the_case_is_filled_with_its_darkest_value(make_sampler, monkeypatch):
@@ -190,7 +195,9 @@ def test_larger_targets_are_wanted_more_often_but_small_ones_are_not_forgotten(m
 
 
 def test_the_other_side_is_the_first_absent_thing_asked(make_sampler, monkeypatch):
-    others = [Target(name) for name in ("left_pallidum", "right_pallidum", "third_ventricle", "fourth_ventricle")]
+    others = [
+        Target(name) for name in ("left_pallidum", "right_pallidum", "third_ventricle", "fourth_ventricle")
+    ]
     only_left = {LEFT: BLOCKS[LEFT]}
     sampler = make_sampler([block_case(only_left, unseen=[RIGHT, *others])], prompts_per_sample=2)
     for sample in draws(sampler):
@@ -200,7 +207,7 @@ def test_the_other_side_is_the_first_absent_thing_asked(make_sampler, monkeypatc
 
 def test_what_hardly_shows_is_neither_present_nor_absent(make_sampler, monkeypatch):
     speck = (slice(4, 6), slice(4, 6), slice(4, 6))
-    assert 8 < FEWEST_VOXELS
+    assert FEWEST_VOXELS > 8
     case = block_case({LEFT: speck, **{target: BLOCKS[target] for target in BLOCKS if target != LEFT}})
     sampler = make_sampler([case])
     monkeypatch.setattr(sampler, "_centre", lambda place, random: (RIGHT, np.array([5.0, 5.0, 5.0])))
@@ -255,7 +262,10 @@ def test_only_what_a_case_names_or_what_is_far_away_is_denied(make_sampler):
         assert denied[case] & lesions
 
 
-@pytest.mark.xfail(reason="A whole-body map of the torso's mixture names the brain, and a brain is denied it.")
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="A whole-body map of the torso's mixture names the brain, and a brain is denied it.",
+)
 def test_what_a_whole_body_shows_of_the_head_is_not_denied_to_a_head(make_sampler):
     whole_body = torso_case(LIVER, Target("brain"))
     sampler = make_sampler([block_case(BLOCKS), whole_body], "brain", prompts_per_sample=6)
@@ -279,11 +289,13 @@ def test_a_lesion_is_asked_where_one_was_drawn_and_denied_in_organs_without(make
 
 
 def test_everything_that_is_asked_was_announced(make_sampler, phantom_cases):
-    sampler = make_sampler([*phantom_cases, block_case(BLOCKS)], "phantom", patch_voxels=(16, 16, 16))
+    sarcoma = block_case({Target(None, "soft_tissue_sarcoma"): BLOCKS[LEFT]}, "sarcoma")
+    cases = [*phantom_cases, block_case(BLOCKS), sarcoma]
+    sampler = make_sampler(cases, "phantom", patch_voxels=(16, 16, 16))
     announced = set(sampler.targets())
     assert len(announced) == len(sampler.targets())
     assert {target for sample in draws(sampler) for target in sample.targets} <= announced
-    assert Target("right_kidney", "cyst") in announced
+    assert {Target("right_kidney", "cyst"), Target(None, "soft_tissue_sarcoma")} <= announced
 
 
 # Which cases are drawn.

@@ -1,4 +1,4 @@
-"""Synthesised images: densities that physics fixes in CT, any contrast in MR, both the same for the same seed."""
+"""Synthesised images: densities that physics fixes in CT, any contrast in MR, decided by the seed."""
 
 from __future__ import annotations
 

@@ -122,8 +122,8 @@ class Targets:
 class KeptTargets:
     """The vectors that an encoder gives the canonical words of all places and findings in them.
 
-    A finding that lies too near its organ, or on one side too near to itself on the other, is turned away from
-    it by as little as it takes, some degrees.
+    A finding that lies too near its organ, or on one side too near to itself on the other, is turned away
+    from it by as little as it takes, some degrees.
     """
 
     def __init__(self, places: Sequence[Place], findings: Sequence[Concept], encoder: TextEncoder) -> None:

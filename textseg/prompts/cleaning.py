@@ -112,7 +112,7 @@ def singular(word: str) -> str:
         return _IRREGULAR_PLURALS[word]
     if len(word) < 4 or not word.endswith("s") or word.endswith(("ss", "us", "is", "os")):
         return word
-    if word in _SINGULAR_IN_S:
+    if word in _SINGULAR_IN_S or word in _SIDE_OF_WORD:  # German "links", "rechts"
         return word
     if word.endswith("ies") and len(word) > 5:
         return word[:-3] + "y"

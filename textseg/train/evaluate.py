@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textseg.device import Compute
+from textseg.masks import above_threshold
 from textseg.network.build import PromptableNetwork
 from textseg.normalise import normalise
 from textseg.plan import Plan
@@ -79,6 +80,8 @@ def _scores(
     compute: Compute,
 ) -> Iterator[Score]:
     targets = [(target, values) for target, values in case.facts.targets if target in vectors]
+    if not targets:
+        return
     text = torch.stack([vectors[target][0] for target, _ in targets])
     answer = segment_windows(network, image[None], text, plan, compute)
     kind = f"{case.facts.mixture} {modality}" + ("" if case.image is not None else " (synthesised)")
@@ -86,7 +89,7 @@ def _scores(
         targets, answer.logits, answer.presence.tolist(), strict=True
     ):
         reference = np.isin(case.labels, values)
-        predicted = logits.numpy() > 0
+        predicted = above_threshold(logits, plan.masks.threshold).numpy()
         voxels = int(reference.sum())
         score = dice(predicted, reference) if voxels >= FEWEST_VOXELS else None
         yield Score(case.facts.name, kind, target, voxels, score, presence, int(predicted.sum()))

@@ -42,16 +42,20 @@ def gather(data: Path, arrays: Path, plan: Plan, sources: Path, lexicon: Lexicon
         sources: the JSON file that names the folders.
 
     Raises:
-        DatasetError: a folder is missing, or a label's name is not in the lexicon.
+        DatasetError: a folder is missing or empty, two cases have one name, or a label's name is not in the
+            lexicon.
     """
     arrays.mkdir(parents=True, exist_ok=True)
-    facts = []
+    facts: dict[str, CaseFacts] = {}
     for source in json.loads(sources.read_text(encoding="utf-8"))["sources"]:
         for case in _cases(data, source, plan, lexicon):
+            name = case.facts.name
+            if name in facts:
+                raise DatasetError(f"A case needs a name of its own, got {name!r} twice. Rename one of them.")
             write_case(case, arrays)
-            facts.append(case.facts)
-    write_index(facts, arrays)
-    return facts
+            facts[name] = case.facts
+    write_index(list(facts.values()), arrays)
+    return list(facts.values())
 
 
 def named_targets(
@@ -115,7 +119,7 @@ def _nnunet_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: 
     names = _labels(json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"])
     complete = folder / "annotated.json"
     annotated = json.loads(complete.read_text(encoding="utf-8")) if complete.is_file() else {}
-    paths = sorted((folder / "labelsTr").glob("*.nii.gz"))
+    paths = _label_files(folder / "labelsTr")
     splits = _splits([path.name[:-7] for path in paths], source)
     for path in paths:
         name = path.name[:-7]
@@ -135,7 +139,7 @@ def _nnunet_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: 
 
 def _label_map_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
     document = json.loads((folder / "names.json").read_text(encoding="utf-8"))
-    paths = sorted(folder.glob("*.nii.gz"))
+    paths = _label_files(folder)
     splits = _splits([path.name[:-7] for path in paths], source)
     for path in paths:
         name = path.name[:-7]
@@ -152,6 +156,15 @@ def _label_map_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexico
             tissues={value: name for name, value in names.items()} | AROUND,
         )
         yield _label_map_case(facts, read_label_map(path))
+
+
+def _label_files(folder: Path) -> list[Path]:
+    paths = sorted(folder.glob("*.nii.gz"))
+    if not paths:
+        raise DatasetError(
+            f"Label maps are .nii.gz files, and {folder} holds none. Have they another ending?"
+        )
+    return paths
 
 
 # Labels that help to synthesise a body but that nobody asks for.

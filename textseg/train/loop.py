@@ -58,7 +58,7 @@ class SampleStream(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         random = np.random.default_rng([self.seed, self.first + index])
-        sample = self.sampler.draw(random)
+        sample = self.sampler.draw(random, (self.first + index) // self.sampler.plan.training.batch)
         text = torch.stack([self._words(target, random) for target in sample.targets])
         return sample.image, text, sample.masks
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -91,23 +92,29 @@ class PatchSampler:
         every = named | lesions
         return sorted(every | {self._mirrored(target) for target in every}, key=lambda target: target.key)
 
-    def draw(self, random: np.random.Generator) -> Sample:
-        """One sample; the same generator state gives the same sample."""
+    def draw(self, random: np.random.Generator, step: int = 0) -> Sample:
+        """One sample for a training step; the same generator state gives the same sample."""
+        core = (
+            frozenset(self.plan.training.core) if step >= self.plan.training.core_from_step else frozenset()
+        )
         mixture = self.names[random.choice(len(self.names), p=self.weights)]
         places = self.by_mixture[mixture]
         place = places[random.integers(len(places))]
-        wanted, centre = self._centre(place, random)
+        wanted, centre = self._centre(place, core, random)
         labels, image = _cut(place.case, centre, self.plan.training.patch_voxels, random)
         image, lesion = self._image(place.case, labels, image, random)
         image = _varied(image, random)
         present, absent = self._answers(place, labels, lesion, random)
-        targets, masks = self._chosen(present, absent, wanted, random)
+        targets, masks = self._chosen(present, absent, wanted, core, random)
         return Sample(image[None], targets, masks)
 
-    def _centre(self, place: Place, random: np.random.Generator) -> tuple[Target, np.ndarray]:
+    def _centre(
+        self, place: Place, core: frozenset[str], random: np.random.Generator
+    ) -> tuple[Target, np.ndarray]:
         """A target and a point near it; a larger one a little more often, since it is learnt first."""
         targets = list(place.centres)
-        target = targets[_drawn([place.voxels[t] for t in targets], 1, random)[0]]
+        weights = [self._weight(t, place.voxels[t], core) for t in targets]
+        target = targets[_drawn(weights, 1, random)[0]]
         centre = place.centres[target][random.integers(len(place.centres[target]))]
         reach = np.array(self.plan.training.patch_voxels) * 0.3
         return target, centre + random.uniform(-reach, reach)
@@ -185,21 +192,36 @@ class PatchSampler:
         random.shuffle(rest)
         return present, near_misses + rest
 
+    def _weight(self, target: Target, voxels: float, core: frozenset[str]) -> float:
+        """How often a target is asked: by the square root of its size, and more often in the core.
+
+        Drawn evenly, two thirds of all prompts would be single ribs, vessels and nerves, which are learnt
+        last; drawn by size, they would never be asked.
+        """
+        name = target.structure if target.finding is None else target.finding
+        in_core = name in core and (target.structure is None or target.finding is None)
+        return math.sqrt(voxels) * (self.plan.training.core_weight if in_core else 1.0)
+
     def _mirrored(self, target: Target) -> Target:
         if target.structure is None:
             return target
         return replace(target, structure=self.lexicon.mirrored(self.lexicon.concepts[target.structure]).id)
 
     def _chosen(
-        self, present: dict[Target, Tensor], absent: list[Target], wanted: Target, random: np.random.Generator
+        self,
+        present: dict[Target, Tensor],
+        absent: list[Target],
+        wanted: Target,
+        core: frozenset[str],
+        random: np.random.Generator,
     ) -> tuple[tuple[Target, ...], Tensor]:
         """As many prompts as the plan says; the wanted target and lesions always, some of them absent."""
         training = self.plan.training
         room = training.prompts_per_sample
         first = [t for t in present if t == wanted or t.finding is not None]
         others = [t for t in present if t not in first]
-        sizes = [float(present[t].sum()) for t in others]
-        others = [others[i] for i in _drawn(sizes, min(len(others), room), random)]
+        weights = [self._weight(t, float(present[t].sum()), core) for t in others]
+        others = [others[i] for i in _drawn(weights, min(len(others), room), random)]
         absent_room = max(1, round(room * training.absent_fraction)) if absent else 0
         asked = (first + others)[: room - absent_room]
         asked_absent = list(dict.fromkeys(absent))[: room - len(asked)]
@@ -227,16 +249,12 @@ class PatchSampler:
         return strangers
 
 
-def _drawn(sizes: Sequence[float], count: int, random: np.random.Generator) -> list[int]:
-    """Indices drawn without repeats, each by the square root of its size.
-
-    Drawn evenly, two thirds of all prompts would be single ribs, vessels and nerves, which are learnt last;
-    drawn by size, they would never be asked.
-    """
+def _drawn(weights: Sequence[float], count: int, random: np.random.Generator) -> list[int]:
+    """Indices drawn without repeats, each by its weight."""
     if count == 0:
         return []
-    weights = np.sqrt(np.asarray(sizes, dtype=np.float64))
-    return [int(i) for i in random.choice(len(sizes), size=count, replace=False, p=weights / weights.sum())]
+    shares = np.asarray(weights, dtype=np.float64)
+    return [int(i) for i in random.choice(len(shares), size=count, replace=False, p=shares / shares.sum())]
 
 
 def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:

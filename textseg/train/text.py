@@ -65,6 +65,7 @@ class TextRecipe:
         temperature: of the softmax over everything a text could mean.
         pull: the weight of 1 - cosine to the target beside that softmax's cross-entropy.
         warmup: the fraction of the steps in which the learning rate rises.
+        measured_texts: how many held-out paraphrases are measured at the end.
     """
 
     texts: int = 100_000
@@ -83,6 +84,7 @@ class TextRecipe:
     weight_decay: float = 0.02
     warmup: float = 0.05
     gradient_norm: float = 1.0
+    measured_texts: int = 3000
 
 
 # From a trained tower, larger steps would first forget what the next ones learn again.
@@ -129,7 +131,8 @@ def train_text_tower(
         if progress:
             progress(step, steps, {"cross-entropy": told_apart.item(), "1 - cosine": pulled.item()})
     vocabulary.model.dropout = None
-    figures = measure_separation(OwnTextEncoder(tower, vocabulary), lexicon, seed)
+    encoder = OwnTextEncoder(tower, vocabulary)
+    figures = measure_separation(encoder, lexicon, seed, recipe.measured_texts)
     return tower, vocabulary, figures
 
 

@@ -1,0 +1,72 @@
+"""The whole recipe on arrays that are made in a moment: stop, go on, save, score, write the card."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from tests.tiny_model import write_tiny_model
+from textseg.device import Compute
+from textseg.errors import DatasetError
+from textseg.models import CARD_FILE, find_model
+from textseg.network.weights import load_network
+from textseg.train.card import SCORES_FILE
+from textseg.train.cases import write_case, write_index
+from textseg.train.loop import STATE_FILE
+from textseg.train.recipe import INTRODUCTION_FILE, make_stream, run_recipe, save_model, write_scored_card
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_tiny_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def arrays(tmp_path_factory, phantom_cases):
+    folder = tmp_path_factory.mktemp("arrays")
+    for case in phantom_cases:
+        write_case(case, folder)
+    write_index([case.facts for case in phantom_cases], folder)
+    return folder
+
+
+def test_a_recipe_runs_in_pieces_to_a_model_with_a_card(tmp_path, model, arrays, with_training, lexicon):
+    plan = with_training(steps=2, prompts_per_sample=3)
+    for steps_done in (1, 2):
+        network = run_recipe(plan, model, arrays, tmp_path, lexicon, CPU, minutes=0.0, workers=0)
+        assert torch.load(tmp_path / STATE_FILE, weights_only=True)["step"] == steps_done
+    save_model(network, plan, model, 2)
+    again = load_network(find_model(model).path, plan).state_dict()
+    for name, weights in network.state_dict().items():
+        torch.testing.assert_close(again[name], weights, atol=1e-2, rtol=1e-2)
+
+    (model / INTRODUCTION_FILE).write_text("# Tiny, {facts[batch]} of {facts[patch]}\n", encoding="utf-8")
+    scores = write_scored_card(
+        network, plan, model, arrays, lexicon, Compute(CPU, torch.float32), {"hours": 0.1}
+    )
+    # Held back is one phantom, drawn as CT and as MR.
+    assert {score.case for score in scores} == {"torso_validation"}
+    assert len({score.kind for score in scores}) == 2
+    card = (model / CARD_FILE).read_text(encoding="utf-8")
+    assert card.startswith("# Tiny, 2 of 16 × 16 × 16\n")
+    assert "| liver |" in card
+    assert json.loads((model / SCORES_FILE).read_text(encoding="utf-8"))["facts"]["hours"] == 0.1
+
+
+def test_cases_that_are_held_back_are_never_trained_on(model, arrays, plan, lexicon):
+    stream = make_stream(plan, model, arrays, lexicon)
+    used = [place.case.facts.name for places in stream.sampler.by_mixture.values() for place in places]
+    assert used == ["torso_train"]
+    assert len(stream) == plan.training.steps * plan.training.batch
+
+
+def test_arrays_without_a_case_to_train_on_are_refused(tmp_path, model, plan, lexicon, phantom_cases):
+    held_back = phantom_cases[1]
+    write_case(held_back, tmp_path)
+    write_index([held_back.facts], tmp_path)
+    with pytest.raises(DatasetError, match="mixture"):
+        make_stream(plan, model, tmp_path, lexicon)
