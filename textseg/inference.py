@@ -22,7 +22,7 @@ from textseg.network.weights import load_network
 from textseg.prepare import prepare, restore_mask
 from textseg.prompts import Prompt, understand
 from textseg.result import Found, ModalitySource, Segmentation, describe_mask
-from textseg.scan import read_scan
+from textseg.scan import check_voxels, read_scan
 from textseg.sliding import segment_windows
 from textseg.volume import Modality, Volume, guess_modality
 
@@ -100,7 +100,7 @@ class Segmenter:
         began = time.monotonic()
         understood = understand_all(prompts)
         progress("reading", 0, 1)
-        volume = scan if isinstance(scan, Volume) else read_scan(scan)
+        volume = _checked(scan) if isinstance(scan, Volume) else read_scan(scan)
         used_modality, modality_from = _modality(volume, modality)
         masks = np.zeros((len(understood), *volume.geometry.shape), bool)
         presence = np.zeros(len(understood))
@@ -151,6 +151,11 @@ class Segmenter:
             Found(prompt, float(score), describe_mask(mask, volume.geometry))
             for prompt, mask, score in zip(prompts, masks, presence, strict=True)
         )
+
+
+def _checked(volume: Volume) -> Volume:
+    check_voxels(volume)
+    return volume
 
 
 def _modality(volume: Volume, asked: Modality | None) -> tuple[Modality, ModalitySource]:

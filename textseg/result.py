@@ -33,7 +33,10 @@ ModalitySource = Literal["user", "header", "values"]
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """Where a mask lies, in world millimetres RAS+; None where it is empty."""
+    """Where a mask lies, in world millimetres RAS+; None where it is empty.
+
+    The box is that of the voxels' centres: a single voxel has a box without extent.
+    """
 
     voxels: int
     volume_ml: float
@@ -185,7 +188,7 @@ def describe_mask(mask: NDArray[np.bool_], geometry: Geometry) -> MaskFacts:
 
 
 def _mean_index(mask: NDArray[np.bool_], box: Box) -> list[float]:
-    """The mean voxel index along each axis, from counts a plane: no list of voxels, which may be gigabytes."""
+    """The mean voxel index along each axis, from counts a plane: a list of voxels may be gigabytes."""
     inside = mask[box.slices]
     means = []
     for axis in range(3):

@@ -13,6 +13,7 @@ import pickle
 import pickletools
 import re
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -212,7 +213,9 @@ def _unpickled(path: Path) -> Any:
         known = torch.serialization.get_safe_globals()
         more = [entry for entry in _harmless() if entry not in known]
         try:
-            with torch.serialization.safe_globals(more):
+            with torch.serialization.safe_globals(more), warnings.catch_warnings():
+                # It warns of newer protocols before it refuses them.
+                warnings.simplefilter("ignore")
                 return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
             # A damaged pickle can raise anything at all.
@@ -221,6 +224,11 @@ def _unpickled(path: Path) -> Any:
                 raise ModelError(
                     f"A checkpoint may hold only tensors and plain values, but {path} asks for {refused}, "
                     "which could run code, so nothing of it was loaded; ask for the weights as safetensors."
+                ) from error
+            if "Unsupported operand" in str(error):
+                raise ModelError(
+                    f"A checkpoint is pickled with protocol 2, torch's own, but {path} with another, which "
+                    "can't be read safely; save it again without choosing a protocol."
                 ) from error
             reason = str(error).strip().split("\n")[0].split(". ")[0]
             raise _damaged(path, reason or type(error).__name__) from error

@@ -62,8 +62,8 @@ def segment_windows(
         presence = torch.maximum(presence, seen)
         progress(done, len(boxes))
     whole = Box((0, 0, 0), shape).slices
-    logits = (total / weights)[(slice(None), *whole)]
-    return Answer(logits.float().cpu(), presence.float().cpu())
+    total /= weights
+    return Answer(total[(slice(None), *whole)].cpu(), presence.cpu())
 
 
 def _decoded(

@@ -76,9 +76,10 @@ class OnlyTwo:
     """In place of a sampler: two patches again and again."""
 
     def __init__(self, sampler):
+        self.plan = sampler.plan
         self.samples = [sampler.draw(np.random.default_rng(seed)) for seed in (1, 2)]
 
-    def draw(self, random):
+    def draw(self, random, step):
         return self.samples[int(random.integers(2))]
 
 
@@ -211,6 +212,18 @@ def test_a_stream_goes_on_where_it_is_told_to(make_stream, short):
     image, text, masks = whole[0]
     assert image.shape == (1, *short.training.patch_voxels)
     assert len(text) == len(masks) == short.training.prompts_per_sample
+
+
+def test_samples_know_their_step(make_stream, short):
+    stream = make_stream(short)
+    stream.sampler = OnlyTwo(stream.sampler)
+    steps = []
+    stream.sampler.draw = lambda random, step: steps.append(step) or stream.sampler.samples[0]
+    stream.first = 3
+    for index in range(4):
+        stream[index]
+    # Two samples a step.
+    assert steps == [1, 2, 2, 3]
 
 
 def test_half_of_the_words_are_the_canonical_ones(make_stream, short):

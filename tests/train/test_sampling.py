@@ -154,7 +154,7 @@ def test_the_marked_left_organ_lies_on_the_left_of_the_patch(make_sampler, monke
     only_left = {target: box for target, box in BLOCKS.items() if target == LEFT}
     sampler = make_sampler([block_case(only_left)])
     middle = (np.array(SHAPE) - 1) / 2
-    monkeypatch.setattr(sampler, "_centre", lambda place, random: (LEFT, middle))
+    monkeypatch.setattr(sampler, "_centre", lambda place, *rest: (LEFT, middle))
     samples = draws(sampler, 15)
     masks = [sample.masks[sample.targets.index(LEFT)] > 0 for sample in samples]
     bright = [sample.image[0] > float(brightness(1)) / 2 for sample in samples]
@@ -165,7 +165,7 @@ def test_the_marked_left_organ_lies_on_the_left_of_the_patch(make_sampler, monke
 
 def test_a_patch_beyond_the_case_is_filled_with_its_darkest_value(make_sampler, monkeypatch):
     sampler = make_sampler([block_case(BLOCKS, offset=-30.0)])
-    monkeypatch.setattr(sampler, "_centre", lambda place, random: (LEFT, np.array([-300.0, 5.0, 5.0])))
+    monkeypatch.setattr(sampler, "_centre", lambda place, *rest: (LEFT, np.array([-300.0, 5.0, 5.0])))
     sample = sampler.draw(np.random.default_rng(0))
     assert not sample.masks.any()
     assert -60 < float(sample.image.max()) < -15
@@ -178,20 +178,61 @@ def test_present_and_wanted_targets_are_asked(make_sampler, monkeypatch):
     sampler = make_sampler([block_case(BLOCKS)], prompts_per_sample=2)
     box = BLOCKS[Target("brainstem")]
     centre = np.array([(side.start + side.stop) / 2 for side in box])
-    monkeypatch.setattr(sampler, "_centre", lambda place, random: (Target("brainstem"), centre))
+    monkeypatch.setattr(sampler, "_centre", lambda place, *rest: (Target("brainstem"), centre))
     for sample in draws(sampler):
         assert (Target("brainstem"), True) in asked(sample)
 
 
+def shares_wanted(sampler, core=frozenset()):
+    """How often each target of the only case is the middle of a patch."""
+    ((place,),) = sampler.by_mixture.values()
+    random = np.random.default_rng(0)
+    wanted = [sampler._centre(place, core, random)[0] for _ in range(1000)]
+    return np.array([wanted.count(target) / len(wanted) for target in place.centres])
+
+
 def test_larger_targets_are_wanted_more_often_but_small_ones_are_not_forgotten(make_sampler):
     small = BLOCKS | {RIGHT: (slice(15, 18), slice(5, 8), slice(4, 6))}
-    sampler = make_sampler([block_case(small)])
-    (place,) = sampler.by_mixture["brain"]
-    random = np.random.default_rng(0)
-    wanted = [sampler._centre(place, random)[0] for _ in range(1000)]
-    shares = np.array([wanted.count(target) / len(wanted) for target in small])
     voxels = np.array([np.prod([side.stop - side.start for side in box]) for box in small.values()])
+    shares = shares_wanted(make_sampler([block_case(small)]))
     assert shares == pytest.approx(np.sqrt(voxels) / np.sqrt(voxels).sum(), abs=0.05)
+
+
+def test_the_core_is_wanted_more_often(make_sampler):
+    same = dict(
+        zip(
+            (
+                Target(None, "soft_tissue_sarcoma"),
+                Target("liver"),
+                Target("liver", "tumor"),
+                Target("spleen"),
+            ),
+            [
+                BLOCKS[LEFT],
+                BLOCKS[RIGHT],
+                *[(slice(2, 8), slice(16, 23), z) for z in (slice(3, 9), slice(14, 20))],
+            ],
+            strict=True,
+        )
+    )
+    sampler = make_sampler([block_case(same)], core_weight=4.0)
+    # A finding in a place is another thing than the place.
+    shares = shares_wanted(sampler, frozenset({"soft_tissue_sarcoma", "liver"}))
+    assert shares == pytest.approx([0.4, 0.4, 0.1, 0.1], abs=0.04)
+
+
+def test_the_core_counts_from_its_step_on(make_sampler, monkeypatch):
+    sampler = make_sampler([block_case(BLOCKS)], core=("brainstem",), core_from_step=5)
+    cores = []
+
+    def centre(place, core, random):
+        cores.append(core)
+        return LEFT, np.array([5.0, 6.0, 6.0])
+
+    monkeypatch.setattr(sampler, "_centre", centre)
+    for step in (0, 4, 5, 6):
+        sampler.draw(np.random.default_rng(0), step)
+    assert cores == [set(), set(), {"brainstem"}, {"brainstem"}]
 
 
 def test_the_other_side_is_the_first_absent_thing_asked(make_sampler, monkeypatch):
@@ -210,7 +251,7 @@ def test_what_hardly_shows_is_neither_present_nor_absent(make_sampler, monkeypat
     assert FEWEST_VOXELS > 8
     case = block_case({LEFT: speck, **{target: BLOCKS[target] for target in BLOCKS if target != LEFT}})
     sampler = make_sampler([case])
-    monkeypatch.setattr(sampler, "_centre", lambda place, random: (RIGHT, np.array([5.0, 5.0, 5.0])))
+    monkeypatch.setattr(sampler, "_centre", lambda place, *rest: (RIGHT, np.array([5.0, 5.0, 5.0])))
     for seed in range(25):
         sample = sampler.draw(np.random.default_rng(seed))
         # Enlarged by the patch's bend it may reach the limit; it is never denied.

@@ -86,7 +86,7 @@ def test_in_bfloat16_logits_stay_close(network, tiny):
     exact = network.decode(network.encode(image), text).logits[0]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rough = network.decode(network.encode(image), text).logits[0].float()
-    assert (rough - exact).abs().mean() < 0.03 * exact.std()
+    assert (rough - exact).abs().mean() < 0.05 * exact.std()
 
 
 def test_the_released_sizes_leave_339_million_numbers_of_440():
