@@ -16,7 +16,7 @@ from textseg.models import WEIGHTS_FILES, plans_folder
 from textseg.train.evaluate import dice
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "torso_phantom.nii.gz"
-PROMPTS = ["left kidney", "right kidney", "liver"]
+PROMPTS = ["left lung", "right lung"]
 ORIENTATIONS = {
     "RAS": AxisOrder((0, 1, 2), (True, True, False)),
     "SLA": AxisOrder((2, 0, 1), (False, False, True)),
@@ -32,8 +32,16 @@ def segmenter() -> textseg.Segmenter:
 
 
 @pytest.fixture(scope="module")
-def example() -> textseg.Volume:
-    return textseg.read_scan(EXAMPLE)
+def chest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The upper part of the example scan: the same anatomy in a third of the time."""
+    path = tmp_path_factory.mktemp("chest") / "chest.nii.gz"
+    nib.save(nib.load(EXAMPLE).slicer[:, :, 86:], path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def example(chest: Path) -> textseg.Volume:
+    return textseg.read_scan(chest)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +49,14 @@ def masks(segmenter: textseg.Segmenter, example: textseg.Volume) -> NDArray[np.b
     return segmenter(example, PROMPTS).masks
 
 
-def test_kidneys_and_liver_are_found_on_their_own_sides(
-    masks: NDArray[np.bool_], example: textseg.Volume
-) -> None:
-    left, right, liver = (example.geometry.to_world(np.argwhere(mask)).mean(axis=0) for mask in masks)
-    assert left[0] < 0 < right[0]
-    assert liver[0] > 0
+def test_the_lungs_are_found_each_on_its_own_side(masks: NDArray[np.bool_], example: textseg.Volume) -> None:
+    air_in_the_body = (example.voxels[0] < -600) & (example.voxels[0] > -1000)
+    centre = example.geometry.corners_mm()[:, 0].mean()
+    for mask, side in zip(masks, (-1, 1), strict=True):
+        x_mm = example.geometry.to_world(np.argwhere(mask))[:, 0]
+        assert side * (x_mm.mean() - centre) > 20
+        assert (air_in_the_body & mask).sum() > 0.7 * mask.sum()
+        assert mask.sum() * example.geometry.voxel_volume_mm3 / 1000 > 500
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -68,17 +78,21 @@ def test_a_scan_in_another_orientation_gives_the_same_masks_in_the_world(
 
 @pytest.mark.parametrize("ending", ["nrrd", "mha"])
 def test_the_same_scan_in_another_format_gives_the_same_masks(
-    ending: str, segmenter: textseg.Segmenter, masks: NDArray[np.bool_], tmp_path: Path
+    ending: str, chest: Path, segmenter: textseg.Segmenter, masks: NDArray[np.bool_], tmp_path: Path
 ) -> None:
     path = tmp_path / f"scan.{ending}"
-    SimpleITK.WriteImage(SimpleITK.ReadImage(str(EXAMPLE)), str(path))
+    SimpleITK.WriteImage(SimpleITK.ReadImage(str(chest)), str(path))
     assert np.array_equal(segmenter(path, PROMPTS).masks, masks)
 
 
 def test_the_same_scan_as_a_dicom_series_gives_the_same_masks(
-    segmenter: textseg.Segmenter, example: textseg.Volume, masks: NDArray[np.bool_], tmp_path: Path
+    chest: Path,
+    segmenter: textseg.Segmenter,
+    example: textseg.Volume,
+    masks: NDArray[np.bool_],
+    tmp_path: Path,
 ) -> None:
-    write_series(SimpleITK.ReadImage(str(EXAMPLE)), tmp_path)
+    write_series(SimpleITK.ReadImage(str(chest)), tmp_path)
     result = segmenter(tmp_path, PROMPTS)
     assert result.volume.modality == "ct"
     for mask, expected in zip(result.masks, masks, strict=True):
@@ -86,9 +100,9 @@ def test_the_same_scan_as_a_dicom_series_gives_the_same_masks(
 
 
 def test_a_mask_comes_back_with_the_shape_and_the_affine_of_the_scan_to_the_last_bit(
-    segmenter: textseg.Segmenter, tmp_path: Path
+    chest: Path, segmenter: textseg.Segmenter, tmp_path: Path
 ) -> None:
-    scan = nib.load(EXAMPLE)
+    scan = nib.load(chest)
     tilted = scan.affine @ np.array(
         [[0.98, 0.1, 0, 3.3], [-0.1, 0.98, 0.05, 0.1], [0, 0, 1, -7], [0, 0, 0, 1]]
     )
@@ -96,7 +110,7 @@ def test_a_mask_comes_back_with_the_shape_and_the_affine_of_the_scan_to_the_last
     image.set_sform(tilted, code=4)
     image.set_qform(scan.affine, code=2)
     nib.save(image, tmp_path / "scan.nii.gz")
-    written = segmenter(tmp_path / "scan.nii.gz", "liver").save(tmp_path / "out")
+    written = segmenter(tmp_path / "scan.nii.gz", "right lung").save(tmp_path / "out")
     stored, mask = nib.load(tmp_path / "scan.nii.gz"), nib.load(written[0])
     assert mask.shape == stored.shape
     assert np.array_equal(mask.affine, stored.affine)
@@ -104,18 +118,10 @@ def test_a_mask_comes_back_with_the_shape_and_the_affine_of_the_scan_to_the_last
     assert (mask.header["sform_code"], mask.header["qform_code"]) == (4, 2)
 
 
-def test_what_is_not_in_the_scan_is_not_found(segmenter: textseg.Segmenter, example: textseg.Volume) -> None:
-    result = segmenter(example, ["left hippocampus", "liver"])
-    absent, present = result.found
-    assert not absent.is_there
-    assert present.is_there
-    assert str(absent).startswith("not found: 'left hippocampus' (presence 0.")
-
-
-def test_five_ways_to_say_left_kidney_give_one_mask(
+def test_five_ways_to_say_left_lung_give_one_mask(
     segmenter: textseg.Segmenter, example: textseg.Volume, masks: NDArray[np.bool_]
 ) -> None:
-    ways = ["kidney, left", "Lt kidney", "ren sinister", "the patient's left kidney"]
+    ways = ["lung, left", "Lt lung", "pulmo sinister", "the patient's left lung"]
     for mask in segmenter(example, ways).masks:
         assert np.array_equal(mask, masks[0])
 

@@ -217,7 +217,7 @@ def test_the_core_is_wanted_more_often(make_sampler):
     )
     sampler = make_sampler([block_case(same)], core_weight=4.0)
     # A finding in a place is another thing than the place.
-    shares = shares_wanted(sampler, frozenset({"soft_tissue_sarcoma", "liver"}))
+    shares = shares_wanted(sampler, frozenset({"soft_tissue_sarcoma", "liver", "tumor"}))
     assert shares == pytest.approx([0.4, 0.4, 0.1, 0.1], abs=0.04)
 
 
