@@ -303,10 +303,6 @@ def test_only_what_a_case_names_or_what_is_far_away_is_denied(make_sampler):
         assert denied[case] & lesions
 
 
-@pytest.mark.xfail(
-    raises=AssertionError,
-    reason="A whole-body map of the torso's mixture names the brain, and a brain is denied it.",
-)
 def test_what_a_whole_body_shows_of_the_head_is_not_denied_to_a_head(make_sampler):
     whole_body = torso_case(LIVER, Target("brain"))
     sampler = make_sampler([block_case(BLOCKS), whole_body], "brain", prompts_per_sample=6)

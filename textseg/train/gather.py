@@ -84,19 +84,25 @@ def named_targets(
         )
         values.setdefault(target, set()).add(value)
     structures = {target.structure: found for target, found in values.items() if target.finding is None}
-    for concept in lexicon.concepts.values():
-        leaves = _leaves(concept.id, lexicon)
-        if concept.id not in structures and leaves and all(leaf in structures for leaf in leaves):
-            values[Target(concept.id)] = set().union(*(structures[leaf] for leaf in leaves))
+    for concept in lexicon.concepts:
+        shown = _shown(concept, structures, lexicon)
+        if shown is not None:
+            values[Target(concept)] = shown
     return [(target, tuple(sorted(found))) for target, found in values.items()]
 
 
-def _leaves(concept: str, lexicon: Lexicon) -> set[str]:
-    """The smallest parts of a union; empty for what has no parts."""
-    leaves: set[str] = set()
-    for part in lexicon.concepts[concept].parts:
-        leaves |= _leaves(part, lexicon) or {part}
-    return leaves
+def _shown(concept: str, structures: Mapping[str | None, set[int]], lexicon: Lexicon) -> set[int] | None:
+    """The label values of a structure, or of all its parts together; None unless every part is named."""
+    if concept in structures:
+        return structures[concept]
+    parts = [_shown(part, structures, lexicon) for part in lexicon.concepts[concept].parts]
+    named = [part for part in parts if part is not None]
+    return set().union(*named) if parts and len(named) == len(parts) else None
+
+
+def asked_for(name: str) -> bool:
+    """Whether a label map's name is something to ask for, rather than what fills a body between organs."""
+    return name not in NOT_ASKED_FOR and not name.startswith(BODY)
 
 
 def _cases(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
@@ -144,7 +150,7 @@ def _label_map_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexico
     for path in paths:
         name = path.name[:-7]
         names = _labels((document if "labels" in document else document[path.name])["labels"])
-        targets = named_targets({n: v for n, v in names.items() if n not in NOT_ASKED_FOR}, lexicon)
+        targets = named_targets({n: v for n, v in names.items() if asked_for(n)}, lexicon)
         facts = CaseFacts(
             name=name,
             group=source["group"],
@@ -153,7 +159,7 @@ def _label_map_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexico
             spacing_mm=plan.spacing_for(source["group"]),
             modality=None,
             targets=targets,
-            tissues={value: name for name, value in names.items()} | AROUND,
+            tissues={v: BODY if n.startswith(BODY) else n for n, v in names.items()} | AROUND,
         )
         yield _label_map_case(facts, read_label_map(path))
 
@@ -167,6 +173,8 @@ def _label_files(folder: Path) -> list[Path]:
     return paths
 
 
+# A body's outline; one atlas adds in brackets what else it holds.
+BODY = "body"
 # Labels that help to synthesise a body but that nobody asks for.
 NOT_ASKED_FOR = frozenset(
     {
@@ -199,7 +207,7 @@ def _image_case(facts: CaseFacts, image: Volume, labels: LabelMap, plan: Plan) -
 
 def _label_map_case(facts: CaseFacts, labels: LabelMap) -> Case:
     on_grid = _on_grid(labels, working_grid(labels.geometry, facts.spacing_mm))
-    if "body" not in facts.tissues.values() and facts.group in ("head_neck", "torso"):
+    if BODY not in facts.tissues.values() and facts.group in ("head_neck", "torso"):
         on_grid = _with_tissue_around(on_grid, facts)
     box = bounding_box(on_grid > 0)
     assert box is not None
@@ -244,7 +252,7 @@ def _paired_case(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lex
 def _phantom_cases(source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
     """Torsos of our own, drawn from the seed that the source names."""
     spacing = plan.spacing_for(source["group"])
-    targets = named_targets({name: v for v, name in LEGEND.items() if name not in NOT_ASKED_FOR}, lexicon)
+    targets = named_targets({name: v for v, name in LEGEND.items() if asked_for(name)}, lexicon)
     for number in range(source["count"]):
         random = np.random.default_rng([source["seed"], number])
         height = int(random.integers(100, 190))

@@ -23,6 +23,15 @@ from textseg.volume import Modality
 FEWEST_VOXELS = 12
 # How often a label map is drawn as CT; the rest as MR of random contrast.
 CT_FRACTION: Mapping[str, float] = {"torso": 0.65, "head_neck": 0.8, "phantom": 0.7, "brain": 0.0}
+# Groups of the lexicon that lie so far from a mixture's cases that these can't show them: what a case does
+# not name is unknown, what can't be there is absent.
+FAR_GROUPS: Mapping[str, frozenset[str]] = {
+    "torso": frozenset({"brain", "hippocampus"}),
+    "phantom": frozenset({"brain", "hippocampus"}),
+    "brain": frozenset({"torso", "limbs", "sarcoma"}),
+    "hippocampus": frozenset({"torso", "limbs", "sarcoma"}),
+    "sarcoma": frozenset({"brain", "hippocampus"}),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +194,7 @@ class PatchSampler:
             near += [Target(organ, str(random.choice(LESION_WORDS))) for organ in seen]
         near = [target for target in near if target not in present]
         others = [t for t in unseen if self._mirrored(t) in present]
-        strangers = self.strangers[place.case.facts.mixture]
+        strangers = self._far_from(place)
         far = [strangers[random.integers(len(strangers))] for _ in range(2)] if strangers else []
         near_misses, rest = near + others, unseen + far
         random.shuffle(near_misses)
@@ -233,20 +242,22 @@ class PatchSampler:
 
     def _targets_by_group(self) -> dict[str, list[Target]]:
         """For each mixture, targets of distant parts of the body, which its cases can't show."""
-        far = {
-            "torso": ("brain", "hippocampus"),
-            "phantom": ("brain", "hippocampus"),
-            "brain": ("torso", "sarcoma"),
-            "hippocampus": ("torso", "sarcoma"),
-            "head_neck": ("hippocampus",),
-            "sarcoma": ("brain", "hippocampus", "head_neck"),
+        named = {target for places in self.by_mixture.values() for p in places for target in p.centres}
+        every = sorted(named, key=lambda target: target.key)
+        return {
+            name: [target for target in every if self._group(target) in FAR_GROUPS.get(name, ())]
+            for name in self.names
         }
-        strangers: dict[str, list[Target]] = {name: [] for name in self.names}
-        for name in self.names:
-            for other in far.get(name, ()):
-                for place in self.by_mixture.get(other, [])[:8]:
-                    strangers[name] += [t for t in place.centres if t not in strangers[name]]
-        return strangers
+
+    def _group(self, target: Target) -> str:
+        """The lexicon's group; the neck's spine counts to the head, which may show it."""
+        concept = self.lexicon.concepts[target.structure or target.finding or ""]
+        return "head_neck" if "cervical_spine" in (concept.id, *concept.parents) else concept.group
+
+    def _far_from(self, place: Place) -> list[Target]:
+        """Distant targets for one case; none for a whole body, which shows more than it names."""
+        whole_body = Target("brain") in place.centres and place.case.facts.mixture != "brain"
+        return [] if whole_body else self.strangers[place.case.facts.mixture]
 
 
 def _drawn(weights: Sequence[float], count: int, random: np.random.Generator) -> list[int]:

@@ -127,9 +127,10 @@ def _blurred(image: Tensor, sigma_voxels: float) -> Tensor:
     for axis in range(3):
         shape = [1, 1, 1, 1, 1]
         shape[2 + axis] = 5
-        padding = [0, 0, 0]
-        padding[axis] = 2
-        x = nn.functional.conv3d(x, taps.reshape(shape), padding=padding)
+        padding = [0] * 6
+        padding[4 - 2 * axis] = padding[5 - 2 * axis] = 2
+        # Repeated borders: zeros are soft tissue in HU and would draw a bright rim around the air.
+        x = nn.functional.conv3d(nn.functional.pad(x, padding, mode="replicate"), taps.reshape(shape))
     return x[0, 0]
 
 
