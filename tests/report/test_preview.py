@@ -225,6 +225,11 @@ def test_ct_is_windowed_for_soft_tissue_and_others_by_percentiles() -> None:
     assert preview._window(mr) == pytest.approx((10, 990), rel=0.2)
 
 
+def test_mr_with_values_a_little_below_zero_is_not_taken_for_ct() -> None:
+    mr = np.linspace(-201, 4900, 1000).reshape(10, 10, 10)
+    assert preview._window(mr) != preview.CT_WINDOW
+
+
 def test_ticks_show_where_the_other_planes_cut(tmp_path: Path) -> None:
     image, mask = phantom()
     mask[9, 14, 2] = False

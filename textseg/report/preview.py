@@ -17,6 +17,7 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from textseg.errors import GeometryError, OutputError
 from textseg.geometry import WORLD_ENDS, Box, Geometry, Scalar, bounding_box
+from textseg.volume import guess_modality
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
@@ -51,8 +52,7 @@ COLOURS: tuple[Colour, ...] = (
     (190, 240, 230),
 )
 
-# Below this there is air in Hounsfield units: the scan is a CT, and shown as for soft tissue.
-CT_BELOW = -200.0
+# A CT is shown as for soft tissue, in HU.
 CT_WINDOW = (-160.0, 240.0)
 
 # Pillow's own font has ASCII only; a prompt in another language borrows a font of the system.
@@ -236,7 +236,7 @@ def _window(image: NDArray[np.floating]) -> tuple[float, float]:
     sample = sample[np.isfinite(sample)]
     if sample.size == 0:
         return 0.0, 1.0
-    if sample.min() < CT_BELOW:
+    if guess_modality(sample) == "ct":
         return CT_WINDOW
     low, high = np.percentile(sample, (1, 99))
     return float(low), float(high)
