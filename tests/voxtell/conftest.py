@@ -9,7 +9,8 @@ import torch
 
 from tests.voxtell.tiny_folder import Tiny, write_folder
 from textseg.device import Compute
-from textseg.network.voxtell import VoxTellNetwork, load_voxtell
+from textseg.network.voxtell.folder import load_voxtell
+from textseg.network.voxtell.network import VoxTellNetwork
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

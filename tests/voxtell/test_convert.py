@@ -8,14 +8,9 @@ from safetensors import safe_open
 
 from tests.voxtell.tiny_folder import released_weights, write_bank
 from textseg.errors import ModelError, OutputError
-from textseg.network.voxtell import (
-    BANK_FILE,
-    CONVERTED_FILE,
-    convert,
-    is_voxtell_folder,
-    load_text,
-    load_voxtell,
-)
+from textseg.network.voxtell.folder import convert, load_voxtell
+from textseg.network.voxtell.plan import BANK_FILE, CONVERTED_FILE, is_voxtell_folder
+from textseg.network.voxtell.text import load_text
 
 
 @torch.inference_mode()

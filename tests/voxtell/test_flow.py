@@ -12,13 +12,13 @@ from scipy.ndimage import gaussian_filter
 
 from textseg.errors import ScanError
 from textseg.geometry import AxisOrder, Geometry
-from textseg.network.voxtell import (
+from textseg.network.voxtell.flow import (
     blended_slabs,
-    load_text,
     prepare_like_voxtell,
     segment_like_voxtell,
     window_weight,
 )
+from textseg.network.voxtell.text import load_text
 from textseg.volume import Volume
 
 AFFINE = np.array([[0.8, 0.1, 0, -30], [-0.1, 1.1, 0.2, 17], [0, -0.1, 2.5, 400], [0, 0, 0, 1.0]])

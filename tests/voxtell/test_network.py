@@ -9,13 +9,9 @@ import torch
 
 from tests.voxtell.tiny_folder import SHALLOW, Tiny, plain_logits, released_weights, write_folder
 from textseg.errors import ModelError, PlanError, PromptError
-from textseg.network.voxtell import (
-    VoxTellNetwork,
-    VoxTellPlan,
-    is_voxtell_folder,
-    load_voxtell,
-    read_voxtell_plan,
-)
+from textseg.network.voxtell.folder import load_voxtell
+from textseg.network.voxtell.network import VoxTellNetwork
+from textseg.network.voxtell.plan import VoxTellPlan, is_voxtell_folder, read_voxtell_plan
 
 
 def image_of(tiny, batch=1):

@@ -7,14 +7,9 @@ import pytest
 import torch
 
 from textseg.geometry import Geometry
-from textseg.network.voxtell import (
-    blended_slabs,
-    convert,
-    load_text,
-    load_voxtell,
-    prepare_like_voxtell,
-    segment_like_voxtell,
-)
+from textseg.network.voxtell.flow import blended_slabs, prepare_like_voxtell, segment_like_voxtell
+from textseg.network.voxtell.folder import convert, load_voxtell
+from textseg.network.voxtell.text import load_text
 from textseg.volume import Volume
 
 
