@@ -106,9 +106,38 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise ModelError(f"A checkpoint is a file that can be read, but {path} is not there.") from error
+        raise ModelError(
+            f"A model's weights must lie in a file that can be read, but {path.name} can't be read: "
+            f"{path.parent} does not hold it. Is it complete?"
+        ) from error
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, str(error)) from error
+        raise ModelError(
+            f"A model's weights must be a whole safetensors file, but {path} can't be read "
+            f"({_first_line(error)}). Fetch it again."
+        ) from error
+
+
+def load_fitting(path: Path, expected: Mapping[str, Tensor], most: int = 3) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that are those of a model of ours, no more and no less.
+
+    Floating numbers, stored as float16, come as float32.
+
+    Args:
+        expected: the network's own tensors by name; only their shapes matter.
+        most: how many misfits the error names.
+
+    Raises:
+        ModelError: the file is missing or damaged, its tensors do not fit, or hold NaN or infinity.
+    """
+    found = load_safetensors(path)
+    misfits = [_in_words(*row) for row in _misfits(expected, found)]
+    if misfits:
+        more = f" and {len(misfits) - most} more" if len(misfits) > most else ""
+        raise ModelError(
+            f"A model's weights must fit its plan, but in {path} {'; '.join(misfits[:most])}{more}."
+        )
+    check_finite(found, path)
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in found.items()}
 
 
 def network_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
@@ -135,16 +164,29 @@ def network_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 def compare_shapes(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
     """A table of tensors that differ in shape or are on one side only, a line each; empty if all agree."""
-    rows = [
+    rows = _misfits(expected, found)
+    if not rows:
+        return []
+    table = [("tensor", "expected", "found"), *((name, a or "-", b or "-") for name, a, b in rows)]
+    first, second = (max(len(row[column]) for row in table) for column in (0, 1))
+    return [f"{name:<{first}}  {wanted:<{second}}  {got}" for name, wanted, got in table]
+
+
+def _misfits(
+    expected: Mapping[str, Tensor], found: Mapping[str, Tensor]
+) -> list[tuple[str, str | None, str | None]]:
+    """Name, shape expected and shape found of each tensor that differs; None where it is on one side only."""
+    return [
         (name, _shape(expected.get(name)), _shape(found.get(name)))
         for name in dict.fromkeys((*expected, *found))
         if name not in expected or name not in found or expected[name].shape != found[name].shape
     ]
-    if not rows:
-        return []
-    table = [("tensor", "expected", "found"), *rows]
-    first, second = (max(len(row[column]) for row in table) for column in (0, 1))
-    return [f"{name:<{first}}  {wanted:<{second}}  {got}" for name, wanted, got in table]
+
+
+def _in_words(name: str, expected: str | None, found: str | None) -> str:
+    if found is None:
+        return f"{name} is missing"
+    return f"{name} is unknown" if expected is None else f"{name} is {found} instead of {expected}"
 
 
 def check_fit(
@@ -175,9 +217,10 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
         more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+        hold = "holds" if len(bad) == 1 else "hold"
         raise ModelError(
-            f"Weights must be finite numbers, but in {path} {', '.join(bad[:3])}{more} hold NaN or infinity. "
-            "Did the training diverge?"
+            f"Weights must be finite numbers, but in {path} {', '.join(bad[:3])}{more} {hold} NaN or "
+            "infinity. Did the training diverge?"
         )
 
 
@@ -375,8 +418,12 @@ def _unwrapped(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return weights
 
 
-def _shape(tensor: Tensor | None) -> str:
-    return "-" if tensor is None else str(tuple(tensor.shape))
+def _shape(tensor: Tensor | None) -> str | None:
+    return None if tensor is None else str(tuple(tensor.shape))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _first_bytes(path: Path) -> bytes:

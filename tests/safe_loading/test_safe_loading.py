@@ -20,6 +20,7 @@ from textseg.safe_loading import (
     check_fit,
     compare_shapes,
     load_checkpoint,
+    load_fitting,
     network_weights,
 )
 
@@ -393,9 +394,34 @@ def test_weights_that_are_no_numbers_are_named(value):
     }
     with pytest.raises(ModelError, match="a, b, c and 2 more hold NaN or infinity"):
         check_finite(tensors, Path("here"))
-    with pytest.raises(ModelError, match="e hold NaN"):
+    with pytest.raises(ModelError, match="e holds NaN"):
         check_fit(tensors, tensors | {name: torch.ones(2) for name in "abcd"}, Path("here"))
     check_finite({"whole": tensors["whole"]}, Path("here"))
+
+
+# ---- our own ----
+
+
+def test_own_weights_come_as_float32_and_whole_numbers_as_they_are(tmp_path):
+    path = tmp_path / "network.safetensors"
+    save_file({"a": torch.ones(2, 3).half(), "steps": torch.tensor(7)}, path)
+    found = load_fitting(path, {"a": torch.empty(2, 3), "steps": torch.tensor(0)})
+    assert {name: tensor.dtype for name, tensor in found.items()} == {
+        "a": torch.float32,
+        "steps": torch.int64,
+    }
+
+
+def test_misfits_of_own_weights_are_one_sentence(tmp_path):
+    path = tmp_path / "network.safetensors"
+    save_file({"a": torch.ones(2, 3), "new": torch.ones(1)}, path)
+    expected = {"gone": torch.ones(1), "a": torch.ones(3, 2), "lost": torch.ones(1)}
+    with pytest.raises(ModelError) as error:
+        load_fitting(path, expected)
+    assert str(error.value) == (
+        f"A model's weights must fit its plan, but in {path} gone is missing; a is (2, 3) instead of (3, 2); "
+        "lost is missing and 1 more."
+    )
 
 
 def _rewrite(path, change, compression=zipfile.ZIP_STORED):

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from textseg.embeddings.files import write_bytes
 from textseg.embeddings.text_plan import TextPlan
-from textseg.errors import ModelError
+from textseg.safe_loading import load_fitting
 
 WEIGHTS_FILE = "text_tower.safetensors"
 
@@ -102,32 +101,6 @@ def load_tower(folder: Path, plan: TextPlan) -> TextTower:
     Raises:
         ModelError: the file is missing or cut off, does not fit the plan, or has values that aren't finite.
     """
-    path = folder / WEIGHTS_FILE
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"The text tower's weights must be a whole safetensors file, but {path} can't be read: {error}. "
-            "Is the model's folder complete?"
-        ) from error
     tower = TextTower(plan)
-    differences = _differences(tower.state_dict(), weights)
-    if differences:
-        listed = "; ".join(differences)
-        raise ModelError(f"The text tower's weights in {path} must fit the plan, but {listed}.")
-    tower.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    tower.load_state_dict(load_fitting(folder / WEIGHTS_FILE, tower.state_dict()))
     return tower.eval()
-
-
-def _differences(expected: dict[str, Tensor], found: dict[str, Tensor]) -> list[str]:
-    """What keeps `found` from being the weights `expected`, in words."""
-    differences = [f"{name} is missing" for name in sorted(expected.keys() - found.keys())]
-    differences += [f"{name} is unknown" for name in sorted(found.keys() - expected.keys())]
-    for name in sorted(expected.keys() & found.keys()):
-        if found[name].shape != expected[name].shape:
-            differences.append(
-                f"{name} is {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-            )
-        elif not torch.isfinite(found[name]).all():
-            differences.append(f"{name} has values that are not finite")
-    return differences

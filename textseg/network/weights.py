@@ -6,15 +6,13 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
 from textseg.embeddings.files import write_bytes
-from textseg.errors import ModelError
 from textseg.network.build import TextPromptedNetwork, build_network
 from textseg.plan import Plan
+from textseg.safe_loading import load_fitting
 
 NETWORK_FILE = "network.safetensors"
 
@@ -31,23 +29,8 @@ def load_network(folder: Path, plan: Plan) -> TextPromptedNetwork:
     Raises:
         ModelError: the file is missing or damaged, its tensors do not fit the plan, or hold NaN or infinity.
     """
-    path = folder / NETWORK_FILE
-    try:
-        weights = load_file(path)
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"A model's folder holds {NETWORK_FILE}, but {folder} does not. Is it complete?"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        raise ModelError(
-            f"A model's weights must be a whole safetensors file, but {path} can't be read ({error}). "
-            "Fetch it again."
-        ) from error
     network = build_network(plan)
-    _check(network.state_dict(), weights, path)
-    network.load_state_dict(
-        {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in weights.items()}
-    )
+    network.load_state_dict(load_fitting(folder / NETWORK_FILE, network.state_dict()))
     return network.eval()
 
 
@@ -65,18 +48,3 @@ def _small(tensor: Tensor) -> Tensor:
     # A norm's running variance may pass 65504, float16's largest number.
     fits = tensor.is_floating_point() and bool(tensor.half().isfinite().all())
     return tensor.half() if fits else tensor
-
-
-def _check(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    wrong = [f"{name} is missing" for name in expected if name not in found]
-    wrong += [f"{name} is unknown" for name in found if name not in expected]
-    shared = [name for name in expected if name in found]
-    wrong += [
-        f"{name} is {tuple(found[name].shape)} instead of {tuple(expected[name].shape)}"
-        for name in shared
-        if found[name].shape != expected[name].shape
-    ]
-    wrong += [f"{name} holds NaN or infinity" for name in shared if not torch.isfinite(found[name]).all()]
-    if wrong:
-        more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise ModelError(f"A model's weights must fit its plan, but in {path} {'; '.join(wrong[:3])}{more}.")
