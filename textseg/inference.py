@@ -6,28 +6,38 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textseg.device import DeviceChoice, choose_compute
+from textseg.device import Compute, DeviceChoice, choose_compute
 from textseg.embeddings.cache import CachedTextEncoder
 from textseg.embeddings.encoder import TextEncoder, load_own_encoder
 from textseg.errors import PromptError
 from textseg.masks import above_threshold, fill_holes, largest_component
 from textseg.models import ModelFolder, find_model
 from textseg.network.build import for_inference
+from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
 from textseg.prepare import prepare, restore_mask
 from textseg.prompts import Prompt, understand
 from textseg.result import Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import check_voxels, read_scan
-from textseg.sliding import segment_windows
+from textseg.sliding import MaskAnswer, segment_windows
 from textseg.volume import Modality, Volume, guess_modality
 
 ScanLike = str | Path | Sequence[str | Path] | Volume
 Progress = Callable[[str, int, int], None]
+
+
+class ForeignModel(Protocol):
+    """A model of another project, which goes through a scan in its own way."""
+
+    def __call__(
+        self, volume: Volume, prompts: Sequence[Prompt], compute: Compute, progress: Progress
+    ) -> MaskAnswer: ...
 
 
 def segment(
@@ -43,7 +53,7 @@ def segment(
     Args:
         scan: a file, a DICOM folder, the files of several channels, or a `Volume`.
         prompts: sentences such as "left kidney tumor".
-        model: "default", another shipped model, or a model's folder.
+        model: "default", another shipped model, or a model's folder: ours, or one of VoxTell.
         device: "auto", "cpu" or "cuda".
         modality: "ct", "mr" or "pet"; None takes the scan's own word for it, else judges by its values.
 
@@ -60,10 +70,11 @@ class Segmenter:
     """A model that stays loaded and segments one scan after another.
 
     Args:
-        model: "default", another shipped model, or a model's folder.
+        model: "default", another shipped model, or a model's folder: ours, or one of VoxTell.
         device: "auto", "cpu" or "cuda".
         threads: processor threads; None for torch's own choice.
-        text_encoder: another encoder in place of the model's own, of the same width.
+        text_encoder: another encoder in place of the model's own, of the same width; for VoxTell, one for the
+            prompts that its bank of ready vectors lacks.
     """
 
     def __init__(
@@ -76,6 +87,10 @@ class Segmenter:
     ) -> None:
         self.compute = choose_compute(device, threads)
         self.model: ModelFolder = find_model(model)
+        self._foreign: ForeignModel | None = None
+        if self.model.kind == "voxtell":
+            self._foreign = VoxTellModel(self.model.path, self.compute.device, text_encoder)
+            return
         self.plan = self.model.plan
         network = load_network(self.model.path, self.plan)
         self.network = for_inference(network, self.compute.device)
@@ -98,15 +113,38 @@ class Segmenter:
             progress: called with the stage in words, the steps done and all steps.
         """
         began = time.monotonic()
-        understood = understand_all(prompts)
+        understood = self.model.read_prompts(_texts(prompts))
         progress("reading", 0, 1)
         volume = _checked(scan) if isinstance(scan, Volume) else read_scan(scan)
         used_modality, modality_from = _modality(volume, modality)
+        if self._foreign is None:
+            answer = self._own_answer(volume, understood, used_modality, progress)
+        else:
+            answer = self._foreign(volume, understood, self.compute, progress)
+        masks = answer.masks
+        if clean_up:
+            masks = np.stack([fill_holes(largest_component(mask)) for mask in masks])
+        return Segmentation(
+            masks=masks,
+            found=self._found(volume, understood, masks, answer),
+            volume=volume,
+            modality=used_modality,
+            modality_from=modality_from,
+            model=self.model,
+            compute=str(self.compute),
+            seconds=time.monotonic() - began,
+            clean_up=clean_up,
+        )
+
+    def _own_answer(
+        self, volume: Volume, understood: Sequence[Prompt], modality: Modality, progress: Progress
+    ) -> MaskAnswer:
+        """What our own network says, spacing after spacing."""
         masks = np.zeros((len(understood), *volume.geometry.shape), bool)
         presence = np.zeros(len(understood))
         for spacing_mm, members in self._by_spacing(understood).items():
             progress("preparing", 0, 1)
-            prepared = prepare(volume, self.plan, used_modality, spacing_mm)
+            prepared = prepare(volume, self.plan, modality, spacing_mm)
             text = self.text.embed([understood[i].canonical for i in members])
             stage = f"segmenting at {spacing_mm[0]:g} mm"
             answer = segment_windows(
@@ -116,19 +154,7 @@ class Segmenter:
                 presence[index] = float(answer.presence[row])
                 if presence[index] >= self.plan.masks.presence:
                     masks[index] = restore_mask(answer.logits[row], prepared, self._is_inside)
-        if clean_up:
-            masks = np.stack([fill_holes(largest_component(mask)) for mask in masks])
-        return Segmentation(
-            masks=masks,
-            found=self._found(volume, understood, masks, presence),
-            volume=volume,
-            modality=used_modality,
-            modality_from=modality_from,
-            model=self.model,
-            compute=str(self.compute),
-            seconds=time.monotonic() - began,
-            clean_up=clean_up,
-        )
+        return MaskAnswer(masks, presence, tuple(prompt.canonical for prompt in understood))
 
     def _is_inside(self, logits: Tensor) -> Tensor:
         return above_threshold(logits, self.plan.masks.threshold)
@@ -145,11 +171,11 @@ class Segmenter:
         volume: Volume,
         prompts: Sequence[Prompt],
         masks: NDArray[np.bool_],
-        presence: NDArray[np.float64],
+        answer: MaskAnswer,
     ) -> tuple[Found, ...]:
         return tuple(
-            Found(prompt, float(score), describe_mask(mask, volume.geometry))
-            for prompt, mask, score in zip(prompts, masks, presence, strict=True)
+            Found(prompt, float(score), describe_mask(mask, volume.geometry), asked)
+            for prompt, mask, score, asked in zip(prompts, masks, answer.presence, answer.asked, strict=True)
         )
 
 
@@ -172,7 +198,11 @@ def understand_all(prompts: str | Sequence[str]) -> list[Prompt]:
     Raises:
         PromptError: there is none, or one of them can't be a prompt.
     """
+    return [understand(text) for text in _texts(prompts)]
+
+
+def _texts(prompts: str | Sequence[str]) -> list[str]:
     texts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not texts:
         raise PromptError('At least one prompt is needed, got none. Try "liver".')
-    return [understand(text) for text in texts]
+    return texts

@@ -1,17 +1,26 @@
-"""Models on disk: a folder with a plan, weights of network and text tower, a vocabulary and a card."""
+"""Models on disk: our own folders (plan, weights, vocabulary, card), and those of others that we run."""
 
 from __future__ import annotations
 
+import json
+import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
+from typing import Literal
 
-from textseg.errors import ModelError
+from textseg.errors import ModelError, PromptError
+from textseg.network.voxtell import plan as voxtell
 from textseg.plan import PLAN_FILE, Plan, read_plan
+from textseg.prompts import Prompt, clean, understand
 
 CARD_FILE = "card.md"
 WEIGHTS_FILES = ("network.safetensors", "text_tower.safetensors", "vocabulary.json")
+
+Kind = Literal["textseg", "voxtell"]
+KINDS: dict[Kind, str] = {"textseg": "textseg", "voxtell": "VoxTell"}
 
 
 @dataclass(frozen=True)
@@ -20,16 +29,83 @@ class ModelFolder:
 
     name: str
     path: Path
+    kind: Kind = "textseg"
 
     @cached_property
     def plan(self) -> Plan:
+        """The plan of a model of ours.
+
+        Raises:
+            ModelError: the model is another project's.
+            PlanError: see `read_plan`.
+        """
+        if self.kind != "textseg":
+            raise ModelError(
+                f"Only textseg's own models have a plan, but {self.path} holds one of {KINDS[self.kind]}."
+            )
         return read_plan(self.path)
+
+    @property
+    def plan_name(self) -> str:
+        """What the model was made by: the name of its plan, or of the project that it comes from."""
+        return self.plan.name if self.kind == "textseg" else KINDS[self.kind]
+
+    @property
+    def summary(self) -> str:
+        """What it is for, in a sentence."""
+        if self.kind == "textseg":
+            return self.plan.summary
+        return "VoxTell (Rokuss et al. 2025): any words, CT, MR and PET; research use, not commercial."
+
+    @property
+    def licence(self) -> str | None:
+        """Of the weights, as far as they tell."""
+        if self.kind == "voxtell":
+            return voxtell.LICENCE
+        return metadata_of(self.path / WEIGHTS_FILES[0]).get("license")
 
     @property
     def card(self) -> str:
         """The model card, Markdown; empty where the folder has none."""
         path = self.path / CARD_FILE
         return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The files that decide what the model says, by what they are called in records."""
+        if self.kind == "textseg":
+            return {name: self.path / name for name in (PLAN_FILE, *WEIGHTS_FILES)}
+        weights, bank = voxtell.weights_file(self.path), voxtell.find_bank(self.path)
+        paths = [self.path / voxtell.PLANS_FILE, weights, *([bank] if bank else [])]
+        return {path.name: path for path in paths}
+
+    @cached_property
+    def sha256(self) -> dict[str, str]:
+        """Of each of `files`, in hexadecimal; worked out once, since others' weights are large."""
+        from textseg.network.weights import file_hash
+
+        return {name: file_hash(path) for name, path in self.files.items()}
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.files.values())
+
+    def read_prompts(self, texts: Iterable[str]) -> list[Prompt]:
+        """Prompts as this kind of model reads them: ours through the lexicon, VoxTell any sentence as it is.
+
+        Raises:
+            PromptError: a text can't be a prompt, or not one of this kind of model.
+        """
+        return [understand(text) if self.kind == "textseg" else _freely(text) for text in texts]
+
+
+def _freely(text: str) -> Prompt:
+    """A prompt for a model that reads sentences; what the lexicon makes of it is for the record."""
+    words = clean(text)
+    try:
+        return understand(text)
+    except PromptError:
+        return Prompt(text, words, None, None)
 
 
 def plans_folder() -> Path:
@@ -45,7 +121,7 @@ def shipped_models() -> list[ModelFolder]:
 
 
 def find_model(model: str | Path) -> ModelFolder:
-    """A shipped model by name, or any folder that holds one.
+    """A shipped model by name, or any folder that holds one, of ours or of VoxTell.
 
     Raises:
         ModelError: there is no such model, or the folder lacks a file.
@@ -57,13 +133,34 @@ def find_model(model: str | Path) -> ModelFolder:
         raise ModelError(
             f"A model is a shipped one ({names}) or a folder, got {str(model)!r}, which is neither."
         )
+    kind = _kind_of(path)
     missing = _missing(path)
-    if missing:
+    if kind is None:
+        inside = [entry.name for entry in sorted(path.iterdir()) if entry.is_dir() and _kind_of(entry)]
+        hint = f" Did you mean {' or '.join(inside)} in it?" if inside else ""
         raise ModelError(
-            f"The folder of a model holds {', '.join((PLAN_FILE, *WEIGHTS_FILES))}, "
-            f"but {path} has no {' and no '.join(missing)}."
+            f"The folder of a model holds {', '.join((PLAN_FILE, *WEIGHTS_FILES))}, or a VoxTell release, "
+            f"but {path} has no {' and no '.join(missing)}.{hint}"
         )
-    return ModelFolder(path.resolve().name, path)
+    return ModelFolder(path.resolve().name, path, kind)
+
+
+def metadata_of(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; empty where it says nothing or is none."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            # The format allows headers of 100 MB; ours have some 100 kB.
+            header = json.loads(file.read(min(length, 100_000_000)))
+        return {str(key): str(value) for key, value in header.get("__metadata__", {}).items()}
+    except (OSError, ValueError, AttributeError, struct.error):
+        return {}
+
+
+def _kind_of(path: Path) -> Kind | None:
+    if not _missing(path):
+        return "textseg"
+    return "voxtell" if voxtell.is_voxtell_folder(path) else None
 
 
 def _missing(path: Path) -> list[str]:

@@ -18,9 +18,7 @@ from textseg.embeddings.files import write_bytes
 from textseg.errors import OutputError
 from textseg.geometry import Box, Geometry, bounding_box
 from textseg.masks import combine
-from textseg.models import WEIGHTS_FILES, ModelFolder
-from textseg.network.weights import file_hash
-from textseg.plan import PLAN_FILE
+from textseg.models import ModelFolder
 from textseg.prompts import Prompt
 from textseg.report.preview import render_preview
 from textseg.scan import write_label_map, write_mask
@@ -46,11 +44,15 @@ class MaskFacts:
 
 @dataclass(frozen=True)
 class Found:
-    """One prompt's outcome: what was understood, how sure the network is that it is there, where it lies."""
+    """One prompt's outcome: what was understood, how sure the network is that it is there, where it lies.
+
+    asked: the words or the label that the network was asked for; None for those that were understood.
+    """
 
     prompt: Prompt
     presence: float
     mask: MaskFacts
+    asked: str | None = None
 
     @property
     def is_there(self) -> bool:
@@ -167,8 +169,10 @@ class Segmentation:
             "scan": _scan_facts(self.volume, self.modality, self.modality_from),
             "model": {
                 "name": self.model.name,
-                "plan": self.model.plan.name,
-                "sha256": {name: file_hash(self.model.path / name) for name in (PLAN_FILE, *WEIGHTS_FILES)},
+                "kind": self.model.kind,
+                "plan": self.model.plan_name,
+                "licence": self.model.licence,
+                "sha256": self.model.sha256,
             },
             "clean_up": self.clean_up,
             "prompts": [_prompt_facts(found, (files or {}).get(i)) for i, found in enumerate(self.found)],
@@ -238,6 +242,7 @@ def _prompt_facts(found: Found, file: str | None) -> dict[str, Any]:
     return {
         "prompt": prompt.text,
         "understood_as": prompt.canonical,
+        "asked": found.asked or prompt.canonical,
         "structure": prompt.structure.id if prompt.structure else None,
         "finding": prompt.finding.id if prompt.finding else None,
         "side": prompt.side,

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textseg.device import Compute
@@ -25,6 +27,16 @@ class Answer:
 
     logits: Tensor
     presence: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class MaskAnswer:
+    """What a model says of a scan: masks (prompts, x, y, z) bool on the scan's own grid, presence (prompts,)
+    in 0 to 1, and the words that the network was asked for each prompt."""
+
+    masks: NDArray[np.bool_]
+    presence: NDArray[np.float64]
+    asked: tuple[str, ...]
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from textseg.version import __version__
+from textseg_cli.convert import convert
 from textseg_cli.doctor import doctor
 from textseg_cli.exits import EXIT_CODES
 from textseg_cli.models import models
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXIT_CODES)(predict)
 app.add_typer(models, name="models")
+app.command()(convert)
 app.command()(train)
 app.command()(doctor)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -41,7 +40,7 @@ def list_models(context: typer.Context) -> None:
 def show(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A model by name, or its folder.")],
     structures: Annotated[
-        bool, typer.Option("--structures", help="List the structures and findings of its groups.")
+        bool, typer.Option("--structures", help="List the structures and findings that it knows by name.")
     ] = False,
 ) -> None:
     """Show a model's card and what it knows.
@@ -54,6 +53,9 @@ def show(
 
     screen = Screen()
     model = find_model(name)
+    if model.kind == "voxtell":
+        _show_voxtell(screen, model, structures)
+        return
     lexicon = default_lexicon()
     rows = [
         (group, " × ".join(f"{mm:g}" for mm in part.spacing_mm), str(len(lexicon.concepts_in(group))))
@@ -68,12 +70,34 @@ def show(
         screen.markdown(model.card)
 
 
+def _show_voxtell(screen: Screen, model: ModelFolder, bank_too: bool) -> None:
+    from textseg.network.voxtell.plan import find_bank, read_voxtell_plan
+    from textseg.network.voxtell.text import bank_labels
+
+    bank = find_bank(model.path)
+    labels = bank_labels(bank) if bank else []
+    window = " × ".join(str(n) for n in read_voxtell_plan(model.path).patch_size)
+    facts = {
+        "summary": model.summary,
+        "folder": str(model.path),
+        "size": f"{_size_mb(model):.1f} MB",
+        "licence": model.licence or "not told",
+        "window": f"{window} voxels (z, y, x), at the scan's own spacing",
+        "prompts": f"{len(labels):,} with ready text vectors; any others with the language model it was "
+        "trained with",
+    }
+    screen.facts(model.name, facts)
+    if bank_too:
+        screen.lines(["", "Ready text vectors:", *(f"  {label}" for label in labels)])
+
+
 def _facts(model: ModelFolder) -> dict[str, str]:
     plan = model.plan
     return {
         "summary": plan.summary,
         "folder": str(model.path),
         "size": f"{_size_mb(model):.1f} MB",
+        "licence": model.licence or "see the card",
         "channels": ", ".join(plan.channels),
         "modalities": ", ".join(modality.upper() for modality in plan.intensity),
         "reports": f"what it is at least {plan.masks.presence:.0%} sure of",
@@ -81,6 +105,4 @@ def _facts(model: ModelFolder) -> dict[str, str]:
 
 
 def _size_mb(model: ModelFolder) -> float:
-    from textseg.models import WEIGHTS_FILES
-
-    return sum(Path(model.path / name).stat().st_size for name in WEIGHTS_FILES) / 1e6
+    return model.size_bytes / 1e6

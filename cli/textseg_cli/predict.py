@@ -135,17 +135,16 @@ def predict(
     # What is wrong is said before the slow import of torch, and all the more before the slow work.
     from textseg.destination import Destination
     from textseg.models import find_model
-    from textseg.prompts import understand
     from textseg.scan import read_scan
 
-    for text in texts:
-        for note in notes_on(understand(text)):
+    chosen = find_model(model)
+    for prompt in chosen.read_prompts(texts):
+        for note in notes_on(prompt) if chosen.kind == "textseg" else []:
             screen.note(note)
     ending = mask_format.value if mask_format else None
     folder, name = _folder_and_name(out or Path.cwd(), ending)
     to = Destination(folder, name, ending, combined, preview, write_empty, overwrite)
     to.check_folder()
-    model_folder = find_model(model).path
     with screen.progress() as progress:
         progress("reading", 0, 1)
         image = read_scan([_named(scan), *(channel or [])], series=series, volume=volume)
@@ -155,10 +154,13 @@ def predict(
         progress("loading the model", 0, 1)
         from textseg.inference import Segmenter
 
-        segmenter = Segmenter(model_folder, device=device.value, threads=threads)
+        segmenter = Segmenter(chosen.path, device=device.value, threads=threads)
         segmentation = segmenter(image, texts, modality=kind, clean_up=clean_up, progress=progress)
         progress("writing", 0, 1)
         written = segmentation.write(to)
+    for found in segmentation.found if chosen.kind != "textseg" else ():
+        if found.asked and found.asked.lower() != " ".join(found.prompt.text.lower().split()):
+            screen.note(f"{found.prompt.text!r} is asked as {found.asked!r}, which this model knows.")
     screen.segmentation(segmentation.found, written)
     if not any(found.is_there for found in segmentation.found):
         raise typer.Exit(NOTHING_FOUND)

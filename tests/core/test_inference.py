@@ -113,7 +113,7 @@ def test_a_scan_gets_the_same_masks_in_every_orientation(segmenter, hounsfield, 
         assert result.geometry.is_close(copy)
         masks.append(np.stack([order.inverse().apply(mask) for mask in result.masks]))
     # Random weights tell all directions apart; half a body of anything else would agree by chance.
-    assert 100 < masks[0][0].sum() < masks[0][0].size - 100
+    assert 50 < masks[0][0].sum() < masks[0][0].size - 50
     assert not np.array_equal(masks[0][0], masks[0][1])
     assert np.array_equal(masks[1], masks[0])
     assert np.array_equal(masks[2], masks[0])
@@ -230,7 +230,8 @@ def test_progress_names_the_stages_and_counts_the_windows(segmenter, volume):
     seen = []
     segmenter(small, ["liver", "brain"], progress=lambda *step: seen.append(step))
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
-    assert stages == ["reading", "preparing", "segmenting at 3 mm", "segmenting at 1.5 mm"]
+    spacings = [segmenter.plan.spacing_for(group)[0] for group in ("torso", "brain")]
+    assert stages == ["reading", "preparing", *(f"segmenting at {mm:g} mm" for mm in spacings)]
     for stage in stages[2:]:
         steps = [(done, of) for name, done, of in seen if name == stage]
         assert steps == [(n, len(steps)) for n in range(1, len(steps) + 1)]

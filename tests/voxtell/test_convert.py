@@ -28,6 +28,13 @@ def test_the_same_logits_bit_for_bit(folder, tiny, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
 
 
+def test_its_tensors_lie_in_memory_as_if_read_from_the_released_file(folder, tmp_path):
+    # Where they lie in a safetensors file, products of matrices are rounded otherwise.
+    convert(folder, tmp_path / "converted")
+    weights = load_voxtell(tmp_path / "converted").state_dict()
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in weights.values())
+
+
 def test_it_holds_a_plan_a_bank_and_each_tensor_once(folder, tiny, tmp_path):
     out = tmp_path / "converted"
     convert(folder, out)

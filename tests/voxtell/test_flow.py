@@ -133,7 +133,7 @@ def test_a_flat_scan_gives_zeros_rather_than_nan(value):
 
 def test_masks_are_the_signs_of_the_logits_in_their_place(network, text, cpu):
     volume = scan()
-    masks = segment_like_voxtell(volume, network, text, cpu)
+    masks, presence = segment_like_voxtell(volume, network, text, cpu)
     assert masks.shape == (2, 37, 30, 21)
     image, box = prepare_like_voxtell(volume.voxels[0].transpose(2, 1, 0))
     logits = torch.cat([part for _, part in blended_slabs(network, image, text, cpu)], dim=1)
@@ -141,6 +141,7 @@ def test_masks_are_the_signs_of_the_logits_in_their_place(network, text, cpu):
     x, y, z = box.slices[::-1]
     expected[:, x, y, z] = (logits > 0).numpy().transpose(0, 3, 2, 1)
     assert np.array_equal(masks, expected)
+    assert np.allclose(presence, logits.amax(dim=(1, 2, 3)).sigmoid())
     assert 0.02 < masks.mean() < 0.9
     assert not masks[:, :3].any()
 
@@ -156,9 +157,11 @@ def test_masks_are_the_signs_of_the_logits_in_their_place(network, text, cpu):
 )
 def test_a_scan_with_its_axes_in_another_order_gets_the_same_masks(order, network, text, cpu):
     volume = scan()
-    masks = segment_like_voxtell(volume, network, text, cpu)
+    masks, presence = segment_like_voxtell(volume, network, text, cpu)
     turned = Volume(order.apply(volume.voxels), volume.geometry.reordered(order))
-    assert np.array_equal(segment_like_voxtell(turned, network, text, cpu), order.apply(masks))
+    again, presence_again = segment_like_voxtell(turned, network, text, cpu)
+    assert np.array_equal(again, order.apply(masks))
+    assert np.array_equal(presence_again, presence)
 
 
 def test_a_window_is_encoded_once_for_all_prompts(network, cpu):

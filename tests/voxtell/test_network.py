@@ -182,7 +182,7 @@ def test_nan_in_the_weights_is_refused_by_name(folder):
     def change(weights):
         weights["decoder.transpconvs.1.bias"][0] = torch.nan
 
-    with pytest.raises(ModelError, match=r"decoder\.transpconvs\.1\.bias hold NaN"):
+    with pytest.raises(ModelError, match=r"decoder\.transpconvs\.1\.bias holds NaN"):
         load_voxtell(changed(folder, change))
 
 

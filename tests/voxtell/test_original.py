@@ -55,7 +55,7 @@ def test_the_masks_of_a_scan(loaded, vectors, expected, cpu):
     shape = tuple(expected["mask_shape"].tolist())
     voxels = expected["image"].transpose(2, 1, 0)[::-1]
     volume = Volume(voxels, Geometry(voxels.shape, np.diag([-1.0, 1, 1, 1])))
-    masks = segment_like_voxtell(volume, loaded, vectors, cpu)
+    masks, _ = segment_like_voxtell(volume, loaded, vectors, cpu)
     packed = np.unpackbits(expected["mask_float32"], count=int(np.prod(shape))).reshape(shape)
     different = masks[:, ::-1].transpose(0, 3, 2, 1) != packed.astype(bool)
     assert different.mean() < 1e-5

@@ -8,8 +8,8 @@ import torch
 
 from tests.voxtell.tiny_folder import LABELS, write_bank
 from textseg.errors import ModelError, PromptError
-from textseg.network.voxtell.plan import BANK_FILE
-from textseg.network.voxtell.text import find_bank, instruct, load_text
+from textseg.network.voxtell.plan import BANK_FILE, find_bank
+from textseg.network.voxtell.text import instruct, load_text
 
 
 class Counting:

@@ -35,8 +35,10 @@ def segment_like_voxtell(
     text: Tensor,
     compute: Compute,
     progress: Progress = lambda done, of: None,
-) -> NDArray[np.bool_]:
-    """Masks (prompts, x, y, z) on the scan's own grid, in VoxTell's own steps.
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """Masks (prompts, x, y, z) on the scan's own grid, in VoxTell's own steps, and how sure they are.
+
+    VoxTell has no presence score; the probability (prompts,) of each prompt's surest voxel stands for it.
 
     RAS+ axes, crop to what is not 0, z-score, windows at the scan's own spacing, sigmoid above a half. No
     more logits are kept than the windows that lie side by side need.
@@ -56,9 +58,13 @@ def segment_like_voxtell(
     image, box = prepare_like_voxtell(canonical)
     masks = np.zeros((len(text), *canonical.shape), np.bool_)
     inside = masks[(slice(None), *box.slices)]
+    surest = torch.full((len(text),), -torch.inf)
     for start, logits in blended_slabs(network, image, text, compute, progress):
         inside[:, start : start + logits.shape[1]] = above_threshold(logits, 0.5).cpu().numpy()
-    return np.ascontiguousarray(order.inverse().apply(masks.transpose(0, 3, 2, 1)))
+        if logits.shape[1]:
+            surest = torch.maximum(surest, logits.amax(dim=(1, 2, 3)).cpu())
+    whole = np.ascontiguousarray(order.inverse().apply(masks.transpose(0, 3, 2, 1)))
+    return whole, surest.double().sigmoid().numpy()
 
 
 def prepare_like_voxtell(voxels: NDArray[Any]) -> tuple[Tensor, Box]:

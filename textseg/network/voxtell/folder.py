@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from textseg.errors import ModelError, OutputError
+from textseg.errors import OutputError
 from textseg.network.voxtell.network import VoxTellNetwork
 from textseg.network.voxtell.plan import (
     BANK_FILE,
-    CHECKPOINT_FILE,
     CONVERTED_FILE,
+    LICENCE,
     PLANS_FILE,
+    find_bank,
     read_voxtell_plan,
+    weights_file,
 )
-from textseg.network.voxtell.text import find_bank
 from textseg.safe_loading import check_fit, load_checkpoint, network_weights
 
 
@@ -32,10 +33,14 @@ def load_voxtell(folder: Path) -> VoxTellNetwork:
         ModelError: the weights are missing, damaged, unsafe, do not fit the plan, or hold NaN or infinity.
     """
     plan = read_voxtell_plan(folder)
-    path = _weights_file(folder)
+    path = weights_file(folder)
     stages = len(plan.architecture.features_per_stage)
     found = network_weights(load_checkpoint(path))
-    weights = {name: tensor.float() for name, tensor in found.items() if _is_needed(name, stages)}
+    # Copied, for memory of our own: products of matrices round by where their operands lie, and the tensors of
+    # a safetensors file lie as they lie in the file.
+    weights = {
+        name: found.pop(name).to(torch.float32, copy=True) for name in list(found) if _is_needed(name, stages)
+    }
     with torch.device("meta"):
         network = VoxTellNetwork(plan, weights)
     check_fit(network.state_dict(), weights, path)
@@ -43,48 +48,46 @@ def load_voxtell(folder: Path) -> VoxTellNetwork:
     return network.eval().requires_grad_(False)
 
 
-def convert(folder: Path, out: Path) -> None:
+def convert(folder: Path, out: Path, *, overwrite: bool = False) -> list[Path]:
     """Write a smaller folder that gives the same masks, bit for bit: each tensor once, none that never runs.
 
     The released weights shrink from 440 M to 339 M numbers, and no pickle is left. The licence of the weights
-    stays what it is.
+    stays what it is, and is written into the file. Gives the files written.
 
     Raises:
         PlanError, ModelError: see `load_voxtell`.
-        OutputError: the folder can't be written, or is the very folder that is read.
+        OutputError: the folder can't be written, is the very folder that is read, or holds such files already
+            and may not lose them.
     """
     if out.resolve() == folder.resolve():
         raise OutputError(f"A converted folder lies beside the one it is made of, got {out} for both.")
+    there = [name for name in (CONVERTED_FILE, PLANS_FILE, BANK_FILE) if (out / name).exists()]
+    if there and not overwrite:
+        raise OutputError(
+            f"Files are never replaced unasked, but {out} already holds {', '.join(there)}. "
+            "Use --overwrite or another folder."
+        )
     network = load_voxtell(folder)
     bank = find_bank(folder)
-    source = _weights_file(folder)
+    source = weights_file(folder)
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".converting.") as workshop:
             parts = Path(workshop)
             weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-            save_file(weights, parts / CONVERTED_FILE, {"format": "pt", "converted_from": source.name})
+            facts = {"format": "pt", "converted_from": source.name, "license": LICENCE}
+            save_file(weights, parts / CONVERTED_FILE, facts)
             shutil.copyfile(folder / PLANS_FILE, parts / PLANS_FILE)
             if bank is not None:
                 shutil.copyfile(bank, parts / BANK_FILE)
-            for part in parts.iterdir():
+            made = sorted(parts.iterdir())
+            for part in made:
                 os.replace(part, out / part.name)
+        return [out / part.name for part in made]
     except OSError as error:
         raise OutputError(
             f"A converted folder needs a place that can be written, but {out} can't: {error.strerror}."
         ) from error
-
-
-def _weights_file(folder: Path) -> Path:
-    converted, released = folder / CONVERTED_FILE, folder / CHECKPOINT_FILE
-    if converted.is_file():
-        return converted
-    if released.is_file():
-        return released
-    raise ModelError(
-        f"A VoxTell folder holds {CHECKPOINT_FILE}, or {CONVERTED_FILE} once converted, "
-        f"but {folder} has neither."
-    )
 
 
 def _is_needed(name: str, stages: int) -> bool:

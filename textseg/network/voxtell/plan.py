@@ -18,13 +18,16 @@ from pydantic import (
     model_validator,
 )
 
-from textseg.errors import PlanError
+from textseg.errors import ModelError, PlanError
 from textseg.plan import Triple
 
 PLANS_FILE = "plans.json"
 CHECKPOINT_FILE = Path("fold_0") / "checkpoint_final.pth"
 CONVERTED_FILE = "network.safetensors"
 BANK_FILE = "text_embeddings.npz"
+
+# Of the released weights and of whatever is made from them.
+LICENCE = "CC BY-NC-SA"
 
 
 def _triple(value: Any) -> Any:
@@ -150,8 +153,35 @@ def read_voxtell_plan(folder: Path) -> VoxTellPlan:
 
 def is_voxtell_folder(folder: Path) -> bool:
     """Whether a folder is in VoxTell's format, as released or as `convert` writes it."""
-    weights = ((folder / CHECKPOINT_FILE).is_file(), (folder / CONVERTED_FILE).is_file())
-    return (folder / PLANS_FILE).is_file() and any(weights)
+    # nnU-Net's own folders have the same names in them, and dataset.json besides.
+    released = (folder / CHECKPOINT_FILE).is_file() and not (folder / "dataset.json").is_file()
+    return (folder / PLANS_FILE).is_file() and (released or (folder / CONVERTED_FILE).is_file())
+
+
+def weights_file(folder: Path) -> Path:
+    """The file that holds the weights of a VoxTell folder, the converted one first.
+
+    Raises:
+        ModelError: there is none.
+    """
+    converted, released = folder / CONVERTED_FILE, folder / CHECKPOINT_FILE
+    if converted.is_file():
+        return converted
+    if released.is_file():
+        return released
+    raise ModelError(
+        f"A VoxTell folder holds {CHECKPOINT_FILE}, or {CONVERTED_FILE} once converted, "
+        f"but {folder} has neither."
+    )
+
+
+def find_bank(folder: Path) -> Path | None:
+    """The bank in a VoxTell folder, or beside it where the release has it; None if there is none."""
+    folder = folder.resolve()
+    beside = folder.parent / "embeddings"
+    inside = folder / "embeddings"
+    places = [folder, inside, inside / folder.name, beside / folder.name, beside]
+    return next((place / BANK_FILE for place in places if (place / BANK_FILE).is_file()), None)
 
 
 def stride_to(strides: Sequence[Triple]) -> Triple:

@@ -6,16 +6,19 @@ import difflib
 import hashlib
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from textseg.embeddings.encoder import TextEncoder
 from textseg.errors import ModelError, PromptError
-from textseg.network.voxtell.plan import BANK_FILE
+from textseg.network.voxtell.plan import BANK_FILE, find_bank
+from textseg.prompts import Prompt, variants
 from textseg.safe_loading import check_archive
 
 # The query that the text model was asked with in training.
@@ -49,6 +52,25 @@ class BankTextEncoder:
         """What can be asked without an encoder."""
         return tuple(self._bank)
 
+    def wording(self, prompt: Prompt) -> str:
+        """What to ask for a prompt: its own words in lower case, as VoxTell was trained.
+
+        Without an encoder, words that the bank lacks give way to words of the bank that name the same thing
+        by the lexicon: "lt. kidney" becomes "left kidney".
+
+        Raises:
+            PromptError: no vector can be had for it, with what the bank has that is near.
+        """
+        words = " ".join(prompt.text.lower().split())
+        if words in self._bank or self._encoder is not None:
+            return words
+        # A word that the lexicon lost ("small") would be lost to VoxTell too, and nobody would know.
+        names = [prompt.words, *([] if prompt.unused else _names_of(prompt))]
+        meant = next((name for name in names if name in self._bank), None)
+        if meant is None:
+            raise PromptError(self._refusal(words, prompt.canonical if prompt.known else None))
+        return meant
+
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Vectors (texts, width), float32 on the CPU, not normalised.
 
@@ -66,14 +88,37 @@ class BankTextEncoder:
         found = [self._bank[p] if p in self._bank else made[p] for p in prompts]
         return torch.stack(found) if found else torch.empty((0, self.width))
 
-    def _refusal(self, prompt: str) -> str:
+    def _refusal(self, prompt: str, meaning: str | None = None) -> str:
         near = difflib.get_close_matches(prompt, self._bank, n=3, cutoff=0.5)
-        names = " or ".join(f'"{name}"' for name in near)
+        if meaning is not None:
+            near += difflib.get_close_matches(meaning.lower(), self._bank, n=3, cutoff=0.5)
+        names = " or ".join(f'"{name}"' for name in dict.fromkeys(near))
+        read_as = f' (read as "{meaning}")' if meaning and meaning.lower() != prompt else ""
         return (
-            f'VoxTell has no ready text vector for "{prompt}", and for other prompts than the '
-            f"{len(self._bank):,} of its bank it needs a Qwen3-Embedding-4B encoder."
-            + (f" Try {names}." if near else "")
+            f'VoxTell has no ready text vector for "{prompt}"{read_as}, and for other prompts than the '
+            f"{len(self._bank):,} of its bank it needs the language model {TEXT_MODEL}, which is not here."
+            + (f" Try {names}." if names else " `textseg models show` with --structures lists the bank.")
+            + ' Or get it: pip install "textseg[llm]", textseg weights fetch qwen3-embedding-4b.'
         )
+
+
+def _names_of(prompt: Prompt) -> Iterator[str]:
+    """Ways to write what a prompt means, in lower case, the lexicon's own name first."""
+    if not prompt.known:
+        return
+    yield prompt.canonical.lower()
+    structure, finding = prompt.structure, prompt.finding
+    if prompt.side is not None and (structure is None or structure.side is None):
+        # A side that only the text gives is in no name of the lexicon.
+        return
+    if structure is None or finding is None:
+        concept = structure or finding
+        yield from (name.lower() for name in (variants(concept) if concept else ()))
+        return
+    for place in variants(structure):
+        for what in (finding.name, *finding.synonyms):
+            for name in (f"{place} {what}", f"{what} of the {place}", f"{what} in the {place}"):
+                yield name.lower()
 
 
 def instruct(prompt: str) -> str:
@@ -97,24 +142,18 @@ def load_text(folder: Path, width: int, encoder: TextEncoder | None = None) -> B
     return BankTextEncoder(bank, width, encoder)
 
 
-def find_bank(folder: Path) -> Path | None:
-    """The bank in a VoxTell folder, or beside it where the release has it; None if there is none."""
-    folder = folder.resolve()
-    beside = folder.parent / "embeddings"
-    inside = folder / "embeddings"
-    places = [folder, inside, inside / folder.name, beside / folder.name, beside]
-    return next((place / BANK_FILE for place in places if (place / BANK_FILE).is_file()), None)
+def bank_labels(path: Path) -> list[str]:
+    """The prompts that a bank has vectors for.
+
+    Raises:
+        ModelError: the file can't be read as a bank.
+    """
+    labels, _ = _bank_arrays(path)
+    return [str(label) for label in labels.ravel().tolist()]
 
 
 def _read_bank(path: Path, width: int) -> dict[str, Tensor]:
-    try:
-        check_archive(path, BANK_GROWTH)
-        with np.load(path, allow_pickle=False) as arrays:
-            labels, vectors = arrays["labels"], arrays["embeddings"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ModelError(
-            f"VoxTell's bank holds the arrays labels and embeddings, but {path} can't be read so ({error})."
-        ) from error
+    labels, vectors = _bank_arrays(path)
     if labels.dtype.kind != "U" or vectors.shape != (labels.size, width):
         raise ModelError(
             f"VoxTell's bank has a vector of {width} numbers for each label, but {path} has "
@@ -124,6 +163,17 @@ def _read_bank(path: Path, width: int) -> dict[str, Tensor]:
     if not torch.isfinite(values).all():
         raise ModelError(f"Text vectors must be finite numbers, but {path} holds NaN or infinity.")
     return dict(zip(labels.ravel().tolist(), values, strict=True))
+
+
+def _bank_arrays(path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    try:
+        check_archive(path, BANK_GROWTH)
+        with np.load(path, allow_pickle=False) as arrays:
+            return arrays["labels"], arrays["embeddings"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ModelError(
+            f"VoxTell's bank holds the arrays labels and embeddings, but {path} can't be read so ({error})."
+        ) from error
 
 
 def _fingerprint(bank: Mapping[str, Tensor]) -> str:
