@@ -15,6 +15,7 @@ from textseg_cli.exits import EXIT_CODES
 from textseg_cli.models import models
 from textseg_cli.output import Screen, show_library_warnings
 from textseg_cli.predict import predict
+from textseg_cli.score import score
 from textseg_cli.train import train
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command(epilog=EXIT_CODES)(predict)
 app.add_typer(models, name="models")
 app.command()(convert)
+app.command()(score)
 app.command()(train)
 app.command()(doctor)
 

@@ -1,0 +1,116 @@
+"""`textseg score`: predictions against references, as tables and pictures."""
+
+from __future__ import annotations
+
+import os
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from textseg.errors import DatasetError
+from textseg_cli.exits import plain_errors
+from textseg_cli.output import Screen
+
+
+class ChallengeChoice(StrEnum):
+    CVPR = "cvpr"
+    CVPR_WITH_ABSENT = "cvpr-with-absent"
+    REXGROUNDING = "rexgrounding"
+
+
+@plain_errors()
+def score(
+    predicted: Annotated[
+        Path, typer.Argument(metavar="PRED", help="A mask or label map, or a folder of them.")
+    ],
+    reference: Annotated[
+        Path, typer.Argument(metavar="REF", help="The truth: a file for a file, a folder for a folder.")
+    ],
+    names: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="JSON",
+            help='What labels mean: {"liver": 1, ...} or nnU-Net\'s dataset.json; beside REF it is found.',
+        ),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0, metavar="MM", help="Of the surface Dice (NSD).")] = 2.0,
+    lesion: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME", help="Judge the pieces of this structure one by one, as tumors are; repeatable."
+        ),
+    ] = None,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PRED2", help="Another system's predictions to compare with; repeatable."),
+    ] = None,
+    challenge: Annotated[
+        ChallengeChoice | None,
+        typer.Option(help="Also count as this challenge does, and by its rules."),
+    ] = None,
+    resample: Annotated[
+        bool,
+        typer.Option("--resample", help="Bring predictions to the grid of their reference; else refused."),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="For CSV, JSON, Markdown, LaTeX and PNG files."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Cases at once; as many as there are processors by default.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what an earlier run wrote.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Errors only.")] = False,
+) -> None:
+    """Score predictions against references.
+
+    Dice, IoU, surface Dice, Hausdorff and average surface distances in mm,
+    volumes, lesions one by one, and presence; with bootstrap intervals, paired
+    tests and a ranking for several systems. Cases are matched by their names,
+    structures by what their names mean.
+    """
+    from textseg.scores.cases import Scoring, score_pairs
+    from textseg.scores.challenge import CHALLENGES
+    from textseg.scores.inputs import DATASET_FILE, Names, find_pairs, read_names
+    from textseg.scores.measures import Rules
+    from textseg.scores.report import brief_tables_of, write_report
+
+    screen = Screen(quiet)
+    systems = _systems([predicted, *(against or [])])
+    beside = [reference / DATASET_FILE, reference.parent / DATASET_FILE]
+    names = names or next((path for path in beside if path.is_file()), None)
+    chosen = CHALLENGES[challenge.value] if challenge else None
+    rules = chosen.rules if chosen else Rules(tolerance_mm=tolerance)
+    scoring = Scoring(read_names(names) if names else Names(), rules, tuple(lesion or ()), resample)
+    pairs = {system: find_pairs(path, reference) for system, path in systems.items()}
+    scores, notes = {}, []
+    with screen.progress() as progress:
+        for system, files in pairs.items():
+            several = workers or len(os.sched_getaffinity(0))
+            found = score_pairs(files, scoring, several, progress)
+            scores[system] = [score for case in found for score in case.scores]
+            notes += [f"{system}: {note}" for case in found for note in case.notes]
+    for note in notes:
+        screen.note(note)
+    if not quiet:
+        for table in brief_tables_of(scores, chosen):
+            screen.table(table.title, table.headings, table.rows)
+    if out is not None:
+        written = write_report(out, scores, rules, challenge=chosen, notes=notes, overwrite=overwrite)
+        if not quiet:
+            screen.lines([f"Written to {out}: {', '.join(path.name for path in written)}"])
+
+
+def _systems(paths: list[Path]) -> dict[str, Path]:
+    """Each system's name, that of its folder or file; with the folder above where two are the same."""
+    resolved = [path.resolve() for path in paths]
+    if len(set(resolved)) < len(resolved):
+        raise DatasetError("Systems that are compared must differ, but one folder was given twice.")
+    names = [path.name for path in resolved]
+    if len(set(names)) < len(names):
+        names = [f"{path.parent.name}/{path.name}" for path in resolved]
+    return dict(zip(names, paths, strict=True))
