@@ -14,6 +14,7 @@ from textseg_cli.doctor import doctor
 from textseg_cli.exits import EXIT_CODES
 from textseg_cli.models import models
 from textseg_cli.output import Screen, show_library_warnings
+from textseg_cli.plan import plan
 from textseg_cli.predict import predict
 from textseg_cli.score import score
 from textseg_cli.train import train
@@ -31,6 +32,7 @@ app.command(epilog=EXIT_CODES)(predict)
 app.add_typer(models, name="models")
 app.command()(convert)
 app.command()(score)
+app.add_typer(plan, name="plan")
 app.command()(train)
 app.command()(doctor)
 

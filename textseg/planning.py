@@ -1,0 +1,653 @@
+"""From a dataset's fingerprint and a memory budget to a plan: nnU-Net's rules, our network.
+
+Spacing, patch, strides and kernels follow nnU-Net's residual encoder planner (Isensee et al. 2021 and 2024)
+through nnunetv2's own topology function and dynamic-network-architectures' count of feature maps. Width and
+batch are then the largest, up to nnU-Net's own, for which a training step of our network fits into the
+budget. What does not follow from the data (the recipe, the text tower, thresholds) is the base plan's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import math
+import os
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from textseg.errors import OutputError, PlanError
+from textseg.fingerprint import CaseFingerprint, Fingerprint, Intensities
+from textseg.geometry import Shape, Spacing
+from textseg.plan import PLAN_FILE, GroupPlan, IntensityPlan, Plan, Triple, write_plan
+from textseg.train.memory import TrainingMemory, estimate_training_memory
+from textseg.volume import Modality
+
+REASONS_FILE = "planning.json"
+
+# nnU-Net's numbers (nnunetv2 2.8, ResEncUNetPlanner): what 8 GB is worth in feature map voxels, the shortest
+# edge at the coarsest stage, blocks a stage, the first width, the widest, the part of a dataset in one batch.
+FEATURE_VOXELS_PER_GB = 680e6 / 8
+SHORTEST_EDGE = 4
+BLOCKS_PER_STAGE = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
+FIRST_WIDTH, WIDEST = 32, 320
+LARGEST_PART_OF_DATASET = 0.05
+SMALLEST_BATCH = 2
+ANISOTROPIC_ABOVE = 3.0
+# A patch is sought from one as large as this cube.
+LARGEST_EDGE = 256
+
+WIDTHS = (32, 24, 16, 8)
+# What of the budget a step may fill by our estimate; it is true to 12 %, and the process needs some too.
+USABLE = 0.9
+
+
+@dataclass(frozen=True)
+class Reason:
+    """One choice of the plan, and why."""
+
+    what: str
+    value: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with its reasons.
+
+    kernels are those that nnU-Net's rules give each stage; the network has 3 × 3 × 3 everywhere.
+    """
+
+    plan: Plan
+    reasons: tuple[Reason, ...]
+    kernels: tuple[Triple, ...]
+    budget_bytes: int
+    estimated: TrainingMemory
+    bytes_per_value: int
+    measured_bytes: int | None = None
+
+
+class Topology(NamedTuple):
+    """A patch and how the network steps down from it, axes (x, y, z)."""
+
+    patch: Shape
+    strides: tuple[Triple, ...]
+    kernels: tuple[Triple, ...]
+
+
+def make_plan(
+    fingerprint: Fingerprint,
+    memory_bytes: int,
+    base: Plan,
+    bytes_per_value: int,
+    progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
+) -> Planned:
+    """The plan for a dataset whose training steps fit into so much memory.
+
+    Args:
+        base: where everything comes from that the data do not decide, such as the recipe.
+        bytes_per_value: of a feature map on the device that will train: 2 for bfloat16, 4 for float32.
+        progress: called with the stage while sizes are tried.
+
+    Raises:
+        PlanError: nnunetv2 is not installed, channels are of different modalities, or the budget is too small
+            for any step.
+    """
+    spacing, why_spacing = working_spacing(fingerprint.cases)
+    shape = median_shape(fingerprint.cases, spacing)
+    progress("patch", 0, 1)
+    channels, labels = max(1, len(fingerprint.channels)), len(fingerprint.labels)
+    topology, why_patch = choose_patch(spacing, shape, memory_bytes / 1e9, channels, labels)
+    skeleton = _skeleton(fingerprint, base, spacing)
+    progress("width and batch", 0, 1)
+    sized, why_size = _sized(skeleton, topology, spacing, shape, memory_bytes, bytes_per_value, fingerprint)
+    reasons = (
+        Reason("spacing", f"{_times(spacing, '.4g')} mm", why_spacing),
+        *_reasons_of_patch(sized.topology, topology, why_patch, memory_bytes),
+        *why_size,
+        *_reasons_of_intensity(sized.plan, fingerprint),
+        Reason(
+            "groups",
+            ", ".join(sized.plan.groups),
+            "The lexicon's groups of the labels; all have the working spacing of this dataset.",
+        ),
+        Reason(
+            "everything else",
+            f"as in the plan {base.name!r}",
+            "Recipe, text tower, queries and thresholds do not follow from the data.",
+        ),
+    )
+    return Planned(
+        plan=sized.plan,
+        reasons=reasons,
+        kernels=sized.topology.kernels,
+        budget_bytes=memory_bytes,
+        estimated=sized.memory,
+        bytes_per_value=bytes_per_value,
+    )
+
+
+def parse_memory(text: str) -> int:
+    """Bytes of a size such as "8GB" (8 × 10⁹), "24 GiB" (24 × 2³⁰) or "800MB".
+
+    Raises:
+        PlanError: it is no size.
+    """
+    units = {"mb": 10**6, "gb": 10**9, "tb": 10**12, "mib": 2**20, "gib": 2**30, "tib": 2**40}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?b?)\s*", text.lower())
+    unit = match[2].rstrip("b") + "b" if match else ""
+    if not match or unit not in units or not float(match[1]):
+        raise PlanError(f"A size of memory is a number and a unit, such as 8GB or 800MB, got {text!r}.")
+    return round(float(match[1]) * units[unit])
+
+
+# ---- spacing and patch, as nnU-Net ----
+
+
+def working_spacing(cases: Sequence[CaseFingerprint]) -> tuple[Spacing, str]:
+    """The spacing in mm (x, y, z) to train at, and why.
+
+    nnU-Net's rule: the median along every axis; where one axis is more than three times as coarse and holds
+    less than a third of the voxels, its tenth percentile, so that finer scans are not thinned to coarse ones.
+    """
+    spacings = np.array([case.spacing_mm for case in cases])
+    target = np.percentile(spacings, 50, axis=0)
+    size = np.percentile([case.cropped_voxels for case in cases], 50, axis=0)
+    # In nnU-Net's order of the axes, which decides between equal ones.
+    coarse = max(reversed(range(3)), key=lambda axis: target[axis])
+    others = [axis for axis in range(3) if axis != coarse]
+    coarser = target[coarse] > ANISOTROPIC_ABOVE * max(target[others])
+    fewer = size[coarse] * ANISOTROPIC_ABOVE < min(size[others])
+    why = f"The median of {len(cases)} cases."
+    if coarser and fewer:
+        tenth = float(np.percentile(spacings[:, coarse], 10))
+        finest = float(max(target[others]))
+        target[coarse] = finest + 1e-5 if tenth < finest else tenth
+        why = (
+            f"The median of {len(cases)} cases; {'xyz'[coarse]} is over three times as coarse, so its tenth "
+            "percentile is taken there (nnU-Net's rule for anisotropic data)."
+        )
+    x, y, z = (float(mm) for mm in target)
+    return (x, y, z), why
+
+
+def median_shape(cases: Sequence[CaseFingerprint], spacing_mm: Spacing) -> Spacing:
+    """The median number of voxels (x, y, z) of the cropped cases at this spacing; may have halves."""
+    resampled = [
+        [
+            round(n * old / new)
+            for n, old, new in zip(case.cropped_voxels, case.spacing_mm, spacing_mm, strict=True)
+        ]
+        for case in cases
+    ]
+    x, y, z = (float(n) for n in np.median(resampled, axis=0))
+    return x, y, z
+
+
+def choose_patch(
+    spacing_mm: Spacing, shape: Sequence[float], memory_gb: float, channels: int = 1, labels: int = 1
+) -> tuple[Topology, str]:
+    """The patch of nnU-Net's residual encoder planner for a budget, and why it is as large as it is.
+
+    It starts with the spacing's aspect and the volume of a 256³ cube, within the median shape, and shortens
+    the axis that is largest for that shape until nnU-Net's own network would fit into the budget.
+
+    Args:
+        shape: the median shape (x, y, z) at this spacing.
+        channels, labels: of the dataset, the labels without the background; they count in nnU-Net's network.
+
+    Raises:
+        PlanError: nnunetv2 is not installed, or no patch is small enough.
+    """
+    budget = FEATURE_VOXELS_PER_GB * memory_gb
+    topology = topology_of(_largest_patch(spacing_mm, shape), spacing_mm)
+    first = topology.patch
+    while _feature_voxels(topology, channels, labels) > budget:
+        topology = shortened(topology, spacing_mm, shape)
+    if topology.patch == first:
+        why = "The median image at this spacing, rounded up to the strides; memory did not limit it."
+        if any(n > size for n, size in zip(shape, first, strict=True)):
+            why = "As large as patches get; memory did not limit it."
+    else:
+        why = (
+            f"The median image is {_times(shape, '.0f')} voxels; shortened from {_times(first)}, always "
+            "along the axis that is largest for the image, until nnU-Net's residual network would take "
+            f"{memory_gb:g} GB."
+        )
+    return topology, why
+
+
+def topology_of(patch: Sequence[float], spacing_mm: Spacing) -> Topology:
+    """nnU-Net's strides and kernels for a patch (x, y, z), which is rounded up to what they divide."""
+    order = _nnunet_order(spacing_mm)
+    pool_and_conv = _nnunet_topology()
+    _, strides, kernels, padded, _ = pool_and_conv(
+        [spacing_mm[axis] for axis in order], [patch[axis] for axis in order], SHORTEST_EDGE, 999999
+    )
+    return Topology(
+        _three(_canonical(padded, order)),
+        tuple(_three(_canonical(stride, order)) for stride in strides),
+        tuple(_three(_canonical(kernel, order)) for kernel in kernels),
+    )
+
+
+def shortened(topology: Topology, spacing_mm: Spacing, shape: Sequence[float]) -> Topology:
+    """The next smaller patch: nnU-Net shortens the axis that is largest in relation to the median shape.
+
+    Raises:
+        PlanError: the patch is as small as it can be.
+    """
+    order = _nnunet_order(spacing_mm)
+    relative = [topology.patch[axis] / shape[axis] for axis in order]
+    axis = order[int(np.argsort(relative)[-1])]
+    # By as much as the smaller patch must be divisible by, or valid sizes would be left out.
+    patch: list[float] = list(topology.patch)
+    step = _total_stride(topology)[axis]
+    if patch[axis] - step < SHORTEST_EDGE:
+        raise PlanError(
+            f"A training step needs a patch, but the budget is too small for one of {_times(topology.patch)} "
+            "voxels. Plan for more --memory."
+        )
+    patch[axis] -= step
+    step = _total_stride(topology_of(patch, spacing_mm))[axis]
+    patch = list(topology.patch)
+    patch[axis] -= step
+    return topology_of(patch, spacing_mm)
+
+
+def _largest_patch(spacing_mm: Spacing, shape: Sequence[float]) -> list[float]:
+    aspect = 1 / np.array(spacing_mm)
+    patch = [round(edge) for edge in aspect * (LARGEST_EDGE**3 / aspect.prod()) ** (1 / 3)]
+    # Halves of voxels in a median shape are rounded up with the strides.
+    return [min(edge, n) for edge, n in zip(patch, shape, strict=True)]
+
+
+def _feature_voxels(topology: Topology, channels: int, labels: int) -> float:
+    """Voxels of all feature maps of nnU-Net's own residual U-Net, its measure of memory."""
+    with _quietly():
+        import torch
+        from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+        stages = len(topology.strides)
+        with torch.device("meta"):
+            network = ResidualEncoderUNet(
+                input_channels=channels,
+                n_stages=stages,
+                features_per_stage=[min(WIDEST, FIRST_WIDTH * 2**stage) for stage in range(stages)],
+                conv_op=torch.nn.Conv3d,
+                kernel_sizes=topology.kernels,
+                strides=topology.strides,
+                n_blocks_per_stage=BLOCKS_PER_STAGE[:stages],
+                num_classes=labels + 1,
+                n_conv_per_stage_decoder=(1,) * (stages - 1),
+                conv_bias=True,
+                norm_op=torch.nn.InstanceNorm3d,
+                norm_op_kwargs={"eps": 1e-5, "affine": True},
+                nonlin=torch.nn.LeakyReLU,
+                nonlin_kwargs={"inplace": True},
+            )
+        return float(network.compute_conv_feature_map_size(topology.patch))
+
+
+def _nnunet_order(spacing_mm: Spacing) -> tuple[int, int, int]:
+    """Our axes in nnU-Net's order: (z, y, x) as ITK gives arrays, the coarsest axis first.
+
+    Ties between equal axes are broken by their order, so patches agree only if the order does.
+    """
+    coarse = max((2, 1, 0), key=lambda axis: spacing_mm[axis])
+    first, second, third = coarse, *(axis for axis in (2, 1, 0) if axis != coarse)
+    return first, second, third
+
+
+def _canonical(values: Sequence[int], order: Sequence[int]) -> list[int]:
+    return [int(values[order.index(axis)]) for axis in range(3)]
+
+
+def _total_stride(topology: Topology) -> Shape:
+    return _three(np.prod(topology.strides, axis=0))
+
+
+def _nnunet_topology() -> Callable[..., Any]:
+    try:
+        with _quietly():
+            from nnunetv2.experiment_planning.experiment_planners.network_topology import (
+                get_pool_and_conv_props,
+            )
+    except ImportError as error:
+        raise PlanError(
+            f"Planning uses nnU-Net's rules, but {error.name or 'nnunetv2'} can't be imported. "
+            'Install them with: pip install "textseg[train]".'
+        ) from error
+    return get_pool_and_conv_props  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """nnunetv2 prints and logs that its folders are not set when it is imported; planning needs none."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+# ---- width and batch, by our own network's memory ----
+
+
+@dataclass(frozen=True)
+class _Sized:
+    plan: Plan
+    topology: Topology
+    memory: TrainingMemory
+
+
+def _sized(
+    skeleton: Plan,
+    topology: Topology,
+    spacing: Spacing,
+    shape: Sequence[float],
+    memory_bytes: int,
+    bytes_per_value: int,
+    fingerprint: Fingerprint,
+) -> tuple[_Sized, tuple[Reason, ...]]:
+    """The widest network that fits with two samples, a smaller patch if none does; then the largest batch."""
+    budget = round(USABLE * memory_bytes)
+
+    def tried(topology: Topology, width: int, batch: int) -> _Sized:
+        plan = _filled(skeleton, topology, width, batch)
+        return _Sized(plan, topology, estimate_training_memory(plan, bytes_per_value))
+
+    chosen = None
+    while chosen is None:
+        for width in WIDTHS:
+            chosen = tried(topology, width, SMALLEST_BATCH)
+            if chosen.memory.total <= budget:
+                break
+        else:
+            chosen, topology = None, shortened(topology, spacing, shape)
+    width = chosen.plan.network.width
+    # Memory grows by the same amount with every sample.
+    one_more = tried(topology, width, SMALLEST_BATCH + 1).memory.total - chosen.memory.total
+    fitting = SMALLEST_BATCH + (budget - chosen.memory.total) // one_more
+    seen = LARGEST_PART_OF_DATASET * math.prod(shape) * len(fingerprint.cases) / math.prod(topology.patch)
+    batch = max(SMALLEST_BATCH, min(fitting, round(seen)))
+    if batch > SMALLEST_BATCH:
+        chosen = tried(topology, width, batch)
+    limit = f"{LARGEST_PART_OF_DATASET:.0%} of all voxels" if batch < fitting else "the budget"
+    why_batch = f"{fitting} samples would fit; limited by {limit}."
+    if batch == SMALLEST_BATCH:
+        why_batch = (
+            f"nnU-Net's smallest; {fitting} would fit, {LARGEST_PART_OF_DATASET:.0%} of all voxels are "
+        )
+        why_batch += f"{seen:.1f} patches."
+    why_width = (
+        "nnU-Net's own first width."
+        if width == WIDTHS[0]
+        else (f"The widest of {', '.join(map(str, WIDTHS))} whose step with {SMALLEST_BATCH} samples fits.")
+    )
+    widths = " ".join(map(str, chosen.plan.network.widths))
+    kept = chosen.memory.kept_by_network + chosen.memory.kept_by_loss
+    reasons = (
+        Reason(
+            "widths",
+            widths,
+            f"{why_width} Doubled at every stage as in nnU-Net, up to {WIDEST // FIRST_WIDTH} times it.",
+        ),
+        Reason(
+            "blocks", " ".join(map(str, chosen.plan.network.blocks_per_stage)), "nnU-Net's residual encoder."
+        ),
+        Reason("batch", str(batch), why_batch),
+        Reason(
+            "memory",
+            f"{_gb(chosen.memory.total)} of {_gb(memory_bytes)}",
+            f"Estimated for one training step: {_gb(kept)} kept for the backward pass (counted layer by "
+            f"layer, {bytes_per_value} bytes a value), "
+            f"{_gb(chosen.memory.weights)} weights with gradients, moments and average, "
+            f"{_gb(chosen.memory.working + chosen.memory.libraries)} working space.",
+        ),
+    )
+    return chosen, reasons
+
+
+def _filled(skeleton: Plan, topology: Topology, width: int, batch: int) -> Plan:
+    """The plan with a topology, a width and a batch; what goes by stage is cut or filled to their number."""
+    stages = len(topology.strides)
+    old = skeleton.network
+    network = old.model_copy(
+        update={
+            "width": width,
+            "width_ratios": tuple(float(min(2**stage, WIDEST // FIRST_WIDTH)) for stage in range(stages)),
+            "strides": topology.strides,
+            "blocks_per_stage": BLOCKS_PER_STAGE[:stages],
+            "prompt_channels": (old.prompt_channels + old.prompt_channels[-1:] * stages)[:stages],
+        }
+    )
+    recipe = skeleton.training
+    training = recipe.model_copy(
+        update={
+            "patch_voxels": topology.patch,
+            "batch": batch,
+            "deep_supervision": recipe.deep_supervision[:stages],
+            "sharing_scales": recipe.sharing_scales[: stages - 1],
+        }
+    )
+    windows = skeleton.windows.model_copy(update={"size_voxels": topology.patch})
+    changed = skeleton.model_copy(update={"network": network, "training": training, "windows": windows})
+    return Plan.model_validate(changed.model_dump())
+
+
+# ---- what does not depend on memory ----
+
+
+def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
+    """The base plan with the dataset's names, spacing and intensities."""
+    groups = Counter(label.group for label in fingerprint.labels.values() if label.group is not None)
+    # The most frequent first; a dataset whose labels nobody knows is a group of its own.
+    names = [name for name, _ in groups.most_common()] or [_slug(fingerprint.dataset)]
+    intensity = _intensity(fingerprint, base)
+    labels = len(fingerprint.labels)
+    described = (
+        f"{labels} structure{'s' if labels != 1 else ''}, {' and '.join(m.upper() for m in intensity)}"
+    )
+    return base.model_copy(
+        update={
+            "name": _slug(fingerprint.dataset),
+            "summary": f"Planned for {fingerprint.dataset}: {len(fingerprint.cases)} cases, {described}.",
+            "channels": fingerprint.channels or base.channels,
+            "groups": {name: GroupPlan(spacing_mm=spacing) for name in names},
+            "default_group": names[0],
+            "intensity": intensity,
+            "training": base.training.model_copy(
+                update={"mixture": {_slug(fingerprint.dataset): 1.0}, "core": ()}
+            ),
+            "extends": None,
+        }
+    )
+
+
+def _intensity(fingerprint: Fingerprint, base: Plan) -> dict[Modality, IntensityPlan]:
+    """nnU-Net's rule for CT: clip to the foreground's percentiles, then its mean and sd; else as `base`."""
+    if fingerprint.layout == "labelmaps":
+        return dict(base.intensity)
+    mixed = [case for case in fingerprint.cases if len(set(case.modalities)) > 1]
+    if mixed:
+        found = " and ".join(sorted({modality.upper() for modality in mixed[0].modalities}))
+        raise PlanError(
+            f"All channels of a scan are normalised by one rule, but {mixed[0].id} has {found}. "
+            "Plan for one modality at a time."
+        )
+    known = {modality for case in fingerprint.cases for modality in case.modalities}
+    kinds: tuple[Modality, ...] = ("ct", "mr", "pet")
+    rules = {kind: base.intensity[kind] for kind in kinds if kind in known and kind in base.intensity}
+    ct = [entry for entry in fingerprint.intensities if entry.modality == "ct"]
+    if "ct" in rules and ct:
+        rules["ct"] = _hounsfield_window(ct, rules["ct"])
+    return rules
+
+
+def _hounsfield_window(entries: Sequence[Intensities], base: IntensityPlan) -> IntensityPlan:
+    mean = float(np.mean([entry.mean for entry in entries]))
+    variance = float(np.mean([entry.sd**2 + (entry.mean - mean) ** 2 for entry in entries]))
+    limits = (min(entry.low for entry in entries), max(entry.high for entry in entries))
+    if not limits[0] < limits[1] or variance <= 0:
+        return base
+    update = {"limits": limits, "limits_are": "values", "mean": round(mean, 3), "sd": round(variance**0.5, 3)}
+    return IntensityPlan.model_validate({**base.model_dump(), **update})
+
+
+# ---- reasons ----
+
+
+def _reasons_of_patch(final: Topology, wanted: Topology, why: str, memory_bytes: int) -> tuple[Reason, ...]:
+    if final.patch != wanted.patch:
+        why += f" From {_times(wanted.patch)} further, until our network fits into {_gb(memory_bytes)} too."
+    kernels = [kernel for kernel in final.kernels if kernel != (3, 3, 3)]
+    why_kernels = "nnU-Net's, too."
+    if kernels:
+        flat = ", ".join(_times(kernel) for kernel in dict.fromkeys(kernels))
+        why_kernels = (
+            f"nnU-Net would take {flat} in the first {len(kernels)} of {len(final.kernels)} stages, where an "
+            "axis is coarse; the network has 3 × 3 × 3 only."
+        )
+    strides = "nnU-Net's topology: halve the axes that are within twice the finest spacing, down to 4 voxels."
+    return (
+        Reason("patch", f"{_times(final.patch)} voxels", why),
+        Reason("strides", ", ".join(_times(stride) for stride in final.strides), strides),
+        Reason("kernels", "3 × 3 × 3", why_kernels),
+    )
+
+
+def _reasons_of_intensity(plan: Plan, fingerprint: Fingerprint) -> Iterator[Reason]:
+    for modality, rule in plan.intensity.items():
+        low, high = rule.limits
+        if fingerprint.layout == "labelmaps":
+            why = "The base plan's: images are synthesised."
+        elif modality == "ct":
+            why = "nnU-Net's rule for CT: percentiles, mean and sd of the voxels inside labels."
+        elif modality == "mr":
+            why = "nnU-Net's z-score of each image, over the body, with its outermost values clipped."
+        else:
+            why = "The base plan's: SUV has a unit, so every image is treated alike."
+        unit = " %" if rule.limits_are == "percentiles" else ""
+        scale = "each image's mean and sd" if rule.mean is None else f"mean {rule.mean:g}, sd {rule.sd:g}"
+        yield Reason(f"intensity {modality.upper()}", f"{low:g} to {high:g}{unit}, {scale}", why)
+
+
+# ---- writing and reading ----
+
+
+class _ReasonsDocument(BaseModel):
+    """planning.json: why the plan beside it is as it is, and what memory was estimated and measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: str
+    dataset: str
+    budget_bytes: int
+    estimated_bytes: int
+    estimated_parts: dict[str, int]
+    bytes_per_value: int
+    measured_bytes: int | None
+    kernels: tuple[Triple, ...]
+    reasons: tuple[Reason, ...]
+
+
+def with_measured(planned: Planned, measured_bytes: int) -> Planned:
+    """The same with what a step really took, beside the estimate."""
+    apart = measured_bytes / planned.estimated.total - 1
+    held = "within" if measured_bytes <= planned.budget_bytes else "over"
+    measured = Reason(
+        "memory, measured",
+        f"{_gb(measured_bytes)} of {_gb(planned.budget_bytes)}",
+        f"The peak of two real training steps: {apart:+.0%} of the estimate, {held} the budget.",
+    )
+    return replace(planned, measured_bytes=measured_bytes, reasons=(*planned.reasons, measured))
+
+
+def write_planned(planned: Planned, folder: Path, dataset: str) -> None:
+    """Write plan.json and planning.json, each whole or not at all.
+
+    Raises:
+        OutputError: the folder can't be written to.
+    """
+    document = _ReasonsDocument(
+        format="textseg-planning-1",
+        dataset=dataset,
+        budget_bytes=planned.budget_bytes,
+        estimated_bytes=planned.estimated.total,
+        estimated_parts={name: int(size) for name, size in vars(planned.estimated).items()},
+        bytes_per_value=planned.bytes_per_value,
+        measured_bytes=planned.measured_bytes,
+        kernels=planned.kernels,
+        reasons=planned.reasons,
+    )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".textseg-", dir=folder) as hidden:
+            plan = Path(hidden) / PLAN_FILE
+            write_plan(planned.plan, plan)
+            plan.write_text(_lists_on_lines(plan.read_text(encoding="utf-8")), encoding="utf-8")
+            reasons = Path(hidden) / REASONS_FILE
+            content = json.dumps(document.model_dump(mode="json"), indent=1, ensure_ascii=False)
+            reasons.write_text(_lists_on_lines(content) + "\n", encoding="utf-8")
+            for path in (reasons, plan):
+                os.replace(path, folder / path.name)
+    except OSError as error:
+        raise OutputError(
+            f"{folder} can't be written to: {error.strerror}. Choose another folder."
+        ) from error
+
+
+def read_reasons(folder: Path) -> tuple[Reason, ...]:
+    """Why the plan in a folder is as it is; empty where it was not planned but written by hand.
+
+    Raises:
+        PlanError: planning.json is there and can't be read.
+    """
+    path = folder / REASONS_FILE
+    if not path.is_file():
+        return ()
+    try:
+        return _ReasonsDocument.model_validate_json(path.read_text(encoding="utf-8")).reasons
+    except (OSError, ValueError) as error:
+        raise PlanError(
+            f"{path} must hold the reasons of a plan, but it can't be read. Plan again."
+        ) from error
+
+
+def _lists_on_lines(document: str) -> str:
+    """JSON with every list of plain values on one line: sizes are read as one thing."""
+    return re.sub(
+        r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s*\n\s*", " ", match[1]) + "]", document
+    )
+
+
+# ---- words ----
+
+
+def _times(values: Sequence[float], form: str = "") -> str:
+    return " × ".join(format(value, form) for value in values)
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "dataset"
+
+
+def _three(values: Any) -> Shape:
+    x, y, z = (int(value) for value in values)
+    return x, y, z
