@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textseg.device import Compute, DeviceChoice, choose_compute
-from textseg.embeddings.cache import CachedTextEncoder
-from textseg.embeddings.encoder import TextEncoder, load_own_encoder
+from textseg.embeddings.choice import load_text_encoder
+from textseg.embeddings.encoder import TextEncoder
 from textseg.errors import PromptError
 from textseg.masks import above_threshold, fill_holes, largest_component
 from textseg.models import ModelFolder, find_model
@@ -94,7 +94,7 @@ class Segmenter:
         self.plan = self.model.plan
         network = load_network(self.model.path, self.plan)
         self.network = for_inference(network, self.compute.device)
-        self.text = text_encoder or CachedTextEncoder(load_own_encoder(self.model.path, self.plan.text))
+        self.text = text_encoder or load_text_encoder(self.model.path, self.plan.text, self.compute.device)
 
     def __call__(
         self,

@@ -74,7 +74,7 @@ class ModelFolder:
     def files(self) -> dict[str, Path]:
         """The files that decide what the model says, by what they are called in records."""
         if self.kind == "textseg":
-            return {name: self.path / name for name in (PLAN_FILE, *WEIGHTS_FILES)}
+            return {name: self.path / name for name in _own_files(self.path)}
         weights, bank = voxtell.weights_file(self.path), voxtell.find_bank(self.path)
         paths = [self.path / voxtell.PLANS_FILE, weights, *([bank] if bank else [])]
         return {path.name: path for path in paths}
@@ -164,4 +164,14 @@ def _kind_of(path: Path) -> Kind | None:
 
 
 def _missing(path: Path) -> list[str]:
-    return [name for name in (PLAN_FILE, *WEIGHTS_FILES) if not (path / name).is_file()]
+    return [name for name in _own_files(path) if not (path / name).is_file()]
+
+
+def _own_files(path: Path) -> tuple[str, ...]:
+    """What a model of ours is made of: with another project's text encoder, no tower and no vocabulary."""
+    try:
+        text = json.loads((path / PLAN_FILE).read_text(encoding="utf-8")).get("text", {})
+        has_tower = not text.get("encoder")
+    except (OSError, ValueError, AttributeError):
+        has_tower = True
+    return (PLAN_FILE, *(WEIGHTS_FILES if has_tower else WEIGHTS_FILES[:1]))

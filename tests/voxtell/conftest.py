@@ -15,6 +15,12 @@ from textseg.network.voxtell.network import VoxTellNetwork
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def _no_language_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever lies on this machine."""
+    monkeypatch.setattr("textseg.network.voxtell.text.find_local", lambda source: None)
+
+
 @pytest.fixture(scope="session")
 def cpu() -> Compute:
     return Compute(torch.device("cpu"), torch.float32)

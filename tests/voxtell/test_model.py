@@ -176,6 +176,25 @@ def test_an_encoder_is_asked_in_the_prompts_own_words(folder, tiny, scan):
     assert not result.found[0].prompt.known
 
 
+def test_a_prompt_of_the_bank_loads_no_language_model(folder, tiny, scan, tmp_path, monkeypatch):
+    def refuse(self):
+        raise AssertionError("a language model was loaded")
+
+    (tmp_path / "qwen").mkdir()
+    (tmp_path / "qwen" / "config.json").write_text(json.dumps({"hidden_size": tiny.text}))
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("textseg.network.voxtell.text.find_local", lambda source: tmp_path / "qwen")
+    monkeypatch.setattr("textseg.network.voxtell.text.find_spec", lambda module: True)
+    monkeypatch.setattr("textseg.embeddings.language.LanguageEncoder._loaded", refuse)
+    segmenter = Segmenter(folder, device="cpu")
+    assert [found.asked for found in segmenter(scan, ["Left kidney", "aorta"]).found] == [
+        "left kidney",
+        "aorta",
+    ]
+    with pytest.raises(AssertionError, match="was loaded"):
+        segmenter(scan, "right kidney")
+
+
 def test_a_folder_without_a_bank_says_so(folder, tmp_path):
     shutil.rmtree(folder / "embeddings")
     with pytest.raises(ModelError, match="no bank"):

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
-import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +16,7 @@ import torch
 from torch import Tensor
 
 from textseg.embeddings.encoder import TextEncoder
-from textseg.embeddings.files import write_bytes
+from textseg.embeddings.files import user_cache, write_bytes
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _STORED = np.dtype("<f4")
@@ -29,20 +26,7 @@ _log = logging.getLogger(__name__)
 
 def cache_folder() -> Path:
     """Where vectors are kept: `$TEXTSEG_CACHE/vectors`, or in the folder this platform has for caches."""
-    chosen = os.environ.get("TEXTSEG_CACHE")
-    return Path(chosen) / "vectors" if chosen else _platform_cache() / "textseg" / "vectors"
-
-
-def _platform_cache() -> Path:
-    try:
-        home = Path.home()
-    except RuntimeError:  # a container's user may have no home
-        return Path(tempfile.gettempdir())
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or home / "AppData" / "Local")
-    return Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
+    return user_cache() / "vectors"
 
 
 class CachedTextEncoder:
@@ -52,7 +36,8 @@ class CachedTextEncoder:
     otherwise costs nothing but the time.
 
     Args:
-        encoder: makes the vectors that are missing; its name is part of every key.
+        encoder: makes the vectors that are missing. Its name is part of every key, and covers its weights and
+            how it words a text.
         folder: of the cache, `cache_folder()` unless given.
     """
 

@@ -36,8 +36,8 @@ def load_voxtell(folder: Path) -> VoxTellNetwork:
     path = weights_file(folder)
     stages = len(plan.architecture.features_per_stage)
     found = network_weights(load_checkpoint(path))
-    # Copied, for memory of our own: products of matrices round by where their operands lie, and the tensors of
-    # a safetensors file lie as they lie in the file.
+    # Copied into memory of our own: products of matrices round by where their operands lie, and the tensors
+    # of a safetensors file lie as they lie in the file.
     weights = {
         name: found.pop(name).to(torch.float32, copy=True) for name in list(found) if _is_needed(name, stages)
     }

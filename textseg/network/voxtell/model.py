@@ -12,7 +12,7 @@ from textseg.device import Compute
 from textseg.embeddings.encoder import TextEncoder
 from textseg.network.voxtell.flow import segment_like_voxtell
 from textseg.network.voxtell.folder import load_voxtell
-from textseg.network.voxtell.text import load_text
+from textseg.network.voxtell.text import find_text_model, load_text
 from textseg.prompts import Prompt
 from textseg.sliding import MaskAnswer
 from textseg.volume import Volume
@@ -25,7 +25,7 @@ class VoxTellModel:
         folder: as released or as `convert` writes it.
         device: where the network lies.
         encoder: gives Qwen3-Embedding-4B's vectors for prompts that are not in the folder's bank; None for
-            none.
+            the one on this machine, if there is one.
 
     Raises:
         PlanError, ModelError: see `load_voxtell` and `load_text`.
@@ -34,7 +34,7 @@ class VoxTellModel:
     def __init__(self, folder: Path, device: torch.device, encoder: TextEncoder | None = None) -> None:
         network = load_voxtell(folder).to(device)
         self.network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-        self.text = load_text(folder, network.text_width, encoder)
+        self.text = load_text(folder, network.text_width, encoder or find_text_model(device))
 
     def __call__(
         self,

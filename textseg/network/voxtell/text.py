@@ -7,6 +7,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textseg.embeddings.cache import CachedTextEncoder
 from textseg.embeddings.encoder import TextEncoder
+from textseg.embeddings.language import LanguageEncoder
+from textseg.embeddings.local import find_local
 from textseg.errors import ModelError, PromptError
 from textseg.network.voxtell.plan import BANK_FILE, find_bank
 from textseg.prompts import Prompt, variants
@@ -24,6 +28,7 @@ from textseg.safe_loading import check_archive
 # The query that the text model was asked with in training.
 TASK = "Given an anatomical term query, retrieve the precise anatomical entity and location it represents"
 TEXT_MODEL = "Qwen/Qwen3-Embedding-4B"
+LONGEST_TOKENS = 8192
 # A bank is packed: its labels, fixed-width text, shrink to a twentieth.
 BANK_GROWTH = 100
 
@@ -124,6 +129,14 @@ def _names_of(prompt: Prompt) -> Iterator[str]:
 def instruct(prompt: str) -> str:
     """The prompt as VoxTell's text model was asked it: lower-case, after the task."""
     return f"Instruct: {TASK}\nQuery: {prompt.lower()}"
+
+
+def find_text_model(device: torch.device) -> TextEncoder | None:
+    """Qwen3-Embedding-4B with a cache on disk, where both it and `transformers` are on this machine."""
+    folder = find_local(TEXT_MODEL)
+    if folder is None or find_spec("transformers") is None:
+        return None
+    return CachedTextEncoder(LanguageEncoder(folder, "last_token", LONGEST_TOKENS, device))
 
 
 def load_text(folder: Path, width: int, encoder: TextEncoder | None = None) -> BankTextEncoder:
