@@ -71,7 +71,11 @@ def tiny_plan(presence: float = 0.0) -> Plan:
         "windows": plan.windows.model_copy(update={"size_voxels": (32, 32, 32)}),
         "masks": plan.masks.model_copy(update={"presence": presence}),
         "training": plan.training.model_copy(
-            update={"patch_voxels": (16, 16, 16), "deep_supervision": (1.0, 0.5, 0.25)}
+            update={
+                "patch_voxels": (16, 16, 16),
+                "deep_supervision": (1.0, 0.5, 0.25),
+                "sharing_scales": (1.0, 0.5),
+            }
         ),
     }
     return Plan.model_validate(plan.model_copy(update=changes).model_dump())

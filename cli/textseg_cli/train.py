@@ -47,37 +47,53 @@ def train(
     """Train a plan's network.
 
     Goes on from the state in RUN where there is one, and writes the model's
-    folder at the end and whenever the time is up.
+    folder whenever the time is up. At the last step it scores the held-back
+    cases and writes the model's card; on a run that has ended it does only that.
     """
     from textseg.device import choose_compute
-    from textseg.plan import PLAN_FILE, read_plan, write_plan
+    from textseg.plan import read_plan
     from textseg.prompts import default_lexicon
-    from textseg.train.recipe import run_recipe, save_model
+    from textseg.train.recipe import INTRODUCTION_FILE, run_recipe, save_model, write_scored_card
 
     screen = Screen()
     plan, lexicon = read_plan(plan_folder), default_lexicon()
-    text = text or plan_folder
-    last = 0
+    text, model = text or plan_folder, out or run / "model"
+    compute = choose_compute(device.value)
     with screen.progress() as progress:
         progress("gathering", 0, 1)
         _gather_once(plan_folder, data, arrays, plan)
 
         def report(step: Step) -> None:
-            nonlocal last
-            last = step.number
             progress(f"loss {step.loss:.3f}", step.number, step.of)
 
-        compute = choose_compute(device.value)
         longest = math.inf if minutes is None else minutes
-        network = run_recipe(plan, text, arrays, run, lexicon, compute.device, minutes=longest, report=report)
-    model = out or run / "model"
+        trained = run_recipe(plan, text, arrays, run, lexicon, compute.device, minutes=longest, report=report)
+        _put_beside(model, plan, plan_folder, text)
+        save_model(trained.network, plan, model, trained.steps)
+        if trained.steps == plan.training.steps:
+            introduction = plan_folder / INTRODUCTION_FILE
+            write_scored_card(
+                trained,
+                plan,
+                model,
+                arrays,
+                lexicon,
+                compute,
+                introduction=introduction if introduction.is_file() else None,
+                progress=lambda done, of: progress("scoring held-back cases", done, of),
+            )
+    screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {model}"])
+
+
+def _put_beside(model: Path, plan: Plan, plan_folder: Path, text: Path) -> None:
+    """What weights need beside them: the plan and the text tower, unless they are there already."""
+    from textseg.plan import PLAN_FILE, write_plan
+
     model.mkdir(parents=True, exist_ok=True)
     if not model.samefile(plan_folder):
         write_plan(plan, model / PLAN_FILE)
     if not model.samefile(text):
         _copy_text_tower(text, model)
-    save_model(network, plan, model, last)
-    screen.lines([f"Step {last} of {plan.training.steps}; the model is in {model}"])
 
 
 def _gather_once(plan_folder: Path, data: Path | None, arrays: Path, plan: Plan) -> None:

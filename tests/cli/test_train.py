@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.cli.conftest import Run, Stub
 from textseg.plan import PLAN_FILE, read_plan, write_plan
@@ -38,6 +40,33 @@ def test_train_gathers_trains_and_leaves_a_model(
     assert (tmp_path / "arrays" / "index.json").is_file()
     model = tmp_path / "run" / "model"
     assert textseg("predict", scan, "liver", "--model", model, "-o", tmp_path).exit_code == 0
+    assert "no case was held back" in (model / "card.md").read_text(encoding="utf-8")
+
+
+def test_train_on_a_run_that_has_ended_writes_its_model_again(
+    textseg: Run, plan_folder: Path, tmp_path: Path
+) -> None:
+    (plan_folder / "card_introduction.md").write_text("# Mine, {facts[steps]} steps\n", encoding="utf-8")
+    places = ("--data", tmp_path, "--arrays", tmp_path / "arrays", "--run", tmp_path / "run")
+    for out in ("first", "second"):
+        result = textseg("train", plan_folder, *places, "--device", "cpu", "-o", tmp_path / out)
+        assert result.exit_code == 0, result.output
+    first, second = (tmp_path / out for out in ("first", "second"))
+    one, other = (load_file(folder / "network.safetensors") for folder in (first, second))
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert (second / "card.md").read_text(encoding="utf-8").startswith("# Mine, 2 steps\n")
+
+
+def test_a_run_that_is_cut_short_has_a_model_and_no_card_yet(
+    textseg: Run, plan_folder: Path, tmp_path: Path
+) -> None:
+    places = ("--data", tmp_path, "--arrays", tmp_path / "arrays", "--run", tmp_path / "run")
+    result = textseg("train", plan_folder, *places, "--device", "cpu", "--minutes", "0")
+    assert result.exit_code == 0, result.output
+    assert "Step 1 of 2" in result.stdout
+    assert (tmp_path / "run" / "model" / "network.safetensors").is_file()
+    assert not (tmp_path / "run" / "model" / "card.md").exists()
 
 
 def test_train_without_arrays_asks_for_data(textseg: Run, plan_folder: Path, tmp_path: Path) -> None:

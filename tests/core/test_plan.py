@@ -230,6 +230,6 @@ def test_strides_multiply_by_axis(document, tmp_path):
 
 
 def test_spacing_follows_the_group_and_else_the_default_group(default_plan):
-    assert default_plan.spacing_for("brain") == (1.5, 1.5, 1.5)
+    assert default_plan.spacing_for("brain") == (2.0, 2.0, 2.0)
     assert default_plan.spacing_for(None) == default_plan.groups["torso"].spacing_mm
     assert default_plan.spacing_for("toes") == default_plan.groups["torso"].spacing_mm

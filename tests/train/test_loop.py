@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from textseg.errors import DatasetError, TextsegError
+from textseg.errors import TextsegError
 from textseg.network.build import build_network
 from textseg.train.loop import LOG_FILE, STATE_FILE, SampleStream, learning_rate, train
 from textseg.train.sampling import PatchSampler, find_places
@@ -79,7 +79,7 @@ class OnlyTwo:
         self.plan = sampler.plan
         self.samples = [sampler.draw(np.random.default_rng(seed)) for seed in (1, 2)]
 
-    def draw(self, random, step):
+    def draw(self, random):
         return self.samples[int(random.integers(2))]
 
 
@@ -120,7 +120,7 @@ def test_a_run_in_pieces_ends_with_the_weights_of_one_in_one_go(tmp_path, short,
     for steps_done in range(1, plan.training.steps + 1):
         last = train(plan, make_stream(plan), tmp_path / "pieces", CPU, minutes=AT_ONCE, workers=0)
         assert state_of(tmp_path / "pieces")["step"] == steps_done
-    assert_equal(last.state_dict(), whole.state_dict(), 1e-6)
+    assert_equal(last.network.state_dict(), whole.network.state_dict(), 1e-6)
     one, other = (state_of(tmp_path / run) for run in ("whole", "pieces"))
     assert_equal(one["network"], other["network"], 1e-6)
 
@@ -130,13 +130,21 @@ def test_a_worker_draws_the_same_samples(tmp_path, short, make_stream):
         train(short, make_stream(short), tmp_path / str(workers), CPU, minutes=AT_ONCE, workers=workers)
         for workers in (0, 1)
     )
-    assert_equal(here.state_dict(), there.state_dict(), 1e-6)
+    assert_equal(here.network.state_dict(), there.network.state_dict(), 1e-6)
 
 
-def test_a_run_that_has_ended_can_not_go_on(tmp_path, short, make_stream):
-    train(short, make_stream(short), tmp_path, CPU, workers=0)
-    with pytest.raises(DatasetError, match="ended"):
-        train(short, make_stream(short), tmp_path, CPU, workers=0)
+def test_a_run_that_has_ended_gives_its_weights_again(tmp_path, short, make_stream):
+    ended = train(short, make_stream(short), tmp_path, CPU, workers=0)
+    again = train(short, make_stream(short), tmp_path, CPU, workers=0)
+    assert again.steps == ended.steps == short.training.steps
+    assert_equal(again.network.state_dict(), ended.network.state_dict())
+
+
+def test_the_time_of_all_pieces_counts(tmp_path, short, make_stream):
+    pieces = [train(short, make_stream(short), tmp_path, CPU, minutes=AT_ONCE, workers=0) for _ in range(3)]
+    assert [piece.steps for piece in pieces] == [1, 2, 3]
+    assert 0 < pieces[0].seconds < pieces[1].seconds < pieces[2].seconds
+    assert state_of(tmp_path)["seconds"] == pytest.approx(pieces[2].seconds, abs=1)
 
 
 def test_every_step_is_reported_and_every_piece_logged(tmp_path, short, make_stream):
@@ -178,7 +186,7 @@ def test_the_first_average_forgets_most_of_the_random_start(tmp_path, short, mak
 
 def test_the_average_follows_its_plan(tmp_path, short, make_stream):
     plan = short.model_copy(update={"training": short.training.model_copy(update={"ema": 0.0})})
-    averaged = train(plan, make_stream(plan), tmp_path, CPU, workers=0)
+    averaged = train(plan, make_stream(plan), tmp_path, CPU, workers=0).network
     assert_equal(averaged.state_dict(), state_of(tmp_path)["network"], 1e-6)
     assert not averaged.training
     assert not any(parameter.requires_grad for parameter in averaged.parameters())
@@ -209,27 +217,27 @@ def test_a_stream_goes_on_where_it_is_told_to(make_stream, short):
     assert len(stream) == len(whole) - 3
     for one, other in zip(stream[1], whole[4], strict=True):
         assert torch.equal(one, other)
-    image, text, masks = whole[0]
-    assert image.shape == (1, *short.training.patch_voxels)
-    assert len(text) == len(masks) == short.training.prompts_per_sample
+    question, recipe = whole[0], short.training
+    assert question.image.shape == (1, *recipe.patch_voxels)
+    assert len(question.text) == len(question.masks) == recipe.prompts_per_sample
+    assert len(question.sharing_text) == len(question.asked) == recipe.sharing_prompts
 
 
-def test_samples_know_their_step(make_stream, short):
+def test_who_shares_a_patch_is_asked_and_nothing_else(make_stream, short):
     stream = make_stream(short)
-    stream.sampler = OnlyTwo(stream.sampler)
-    steps = []
-    stream.sampler.draw = lambda random, step: steps.append(step) or stream.sampler.samples[0]
-    stream.first = 3
-    for index in range(4):
-        stream[index]
-    # Two samples a step.
-    assert steps == [1, 2, 2, 3]
+    for index in range(len(stream)):
+        question = stream[index]
+        number = int(question.asked.sum())
+        assert question.asked.tolist() == [True] * number + [False] * (len(question.asked) - number)
+        assert question.sharing_text[:number].any(dim=1).all()
+        assert not question.sharing_text[number:].any()
+        assert int(question.shares.max()) <= number
 
 
 def test_half_of_the_words_are_the_canonical_ones(make_stream, short):
     stream = make_stream(short)
     sample = stream.sampler.draw(np.random.default_rng(0))
-    only = replace(sample, targets=sample.targets[:1], masks=sample.masks[:1])
+    only = replace(sample, targets=sample.targets[:1], masks=sample.masks[:1], sharing=())
     stream.sampler = OnlyTwo(stream.sampler)
     stream.sampler.samples = [only, only]
     stream.vectors = {only.targets[0]: torch.arange(6.0)[:, None]}

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from textseg.network.build import Decoded
-from textseg.train.losses import mask_loss, prompt_loss
+from textseg.train.losses import mask_loss, prompt_loss, share_labels, sharing_loss
 
 SURE = 20.0
 
@@ -123,3 +123,71 @@ def test_scales_without_a_weight_do_not_count(masks):
     one = prompt_loss(Decoded((logits_of(masks),), presence), masks, (1.0,), 0.2)
     two = prompt_loss(Decoded((logits_of(masks), coarse), presence), masks, (1.0,), 0.2)
     assert torch.equal(one, two)
+
+
+# Structures that share out a patch.
+
+
+@pytest.fixture
+def labels():
+    """(1, 8, 6, 4): two structures of different size, off the centre, and nothing else."""
+    labels = torch.zeros(1, 8, 6, 4, dtype=torch.int64)
+    labels[0, 2:6, 2:6, 0:2] = 1
+    labels[0, 0:2, 0:2, 2:4] = 2
+    return labels
+
+
+ASKED = torch.tensor([[True, True, False]])
+
+
+def shared_logits(labels, sure=SURE):
+    """Perfect logits for two structures at half the size; the third is padding and claims everything."""
+    cells = share_labels(labels, 3, (4, 3, 2))[:, 1:]
+    return torch.cat([(2 * cells - 1) * sure, torch.full_like(cells[:, :1], 50.0)], dim=1)
+
+
+def claims(logits):
+    """Logits with a presence score that is sure of the two structures and wrong about the padding."""
+    return Decoded((logits,), torch.tensor([[SURE, SURE, SURE]]))
+
+
+def test_who_is_not_in_the_patch_is_not_present(labels):
+    asked = torch.tensor([[True, True, True]])
+    logits = shared_logits(labels)
+    logits[0, 2] = -SURE
+    sure, unsure = claims(logits), Decoded((logits,), torch.tensor([[SURE, SURE, -SURE]]))
+    right = float(sharing_loss(unsure, labels, asked, (1.0,), 0.3))
+    assert float(sharing_loss(sure, labels, asked, (1.0,), 0.3)) == pytest.approx(right + 0.3 * SURE / 3)
+
+
+def test_cells_know_what_fills_them():
+    labels = torch.zeros(1, 4, 2, 2, dtype=torch.int64)
+    labels[0, 0, 0, 0] = 2
+    labels[0, 2:] = 1
+    cells = share_labels(labels, 3, (2, 1, 1))
+    assert cells[0, :, 0, 0, 0].tolist() == [0.875, 0.0, 0.125]
+    assert cells[0, :, 1, 0, 0].tolist() == [0.0, 1.0, 0.0]
+
+
+def test_a_perfect_sharing_costs_next_to_nothing_whatever_the_padding_says(labels):
+    assert float(sharing_loss(claims(shared_logits(labels)), labels, ASKED, (1.0,), 0.2)) < 1e-3
+
+
+def test_taking_another_structures_voxels_costs(labels):
+    right = sharing_loss(claims(shared_logits(labels)), labels, ASKED, (1.0,), 0.2)
+    swapped = shared_logits(labels)[:, [1, 0, 2]]
+    assert float(sharing_loss(claims(swapped), labels, ASKED, (1.0,), 0.2)) > float(right) + 0.9
+
+
+def test_claiming_what_belongs_to_nobody_costs(labels):
+    greedy = shared_logits(labels)
+    greedy[0, 0] = SURE
+    assert float(sharing_loss(claims(greedy), labels, ASKED, (1.0,), 0.2)) > 0.5
+
+
+def test_a_patch_in_which_nobody_is_asked_has_a_finite_loss(labels):
+    logits = torch.zeros(1, 3, 4, 3, 2, requires_grad=True)
+    loss = sharing_loss(claims(logits), labels * 0, torch.zeros(1, 3, dtype=torch.bool), (1.0,), 0.2)
+    loss.backward()
+    assert float(loss.detach()) == pytest.approx(0.0, abs=1e-5)
+    assert not logits.grad.any()

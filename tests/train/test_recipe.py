@@ -37,24 +37,48 @@ def arrays(tmp_path_factory, phantom_cases):
 def test_a_recipe_runs_in_pieces_to_a_model_with_a_card(tmp_path, model, arrays, with_training, lexicon):
     plan = with_training(steps=2, prompts_per_sample=3)
     for steps_done in (1, 2):
-        network = run_recipe(plan, model, arrays, tmp_path, lexicon, CPU, minutes=0.0, workers=0)
+        trained = run_recipe(plan, model, arrays, tmp_path, lexicon, CPU, minutes=0.0, workers=0)
         assert torch.load(tmp_path / STATE_FILE, weights_only=True)["step"] == steps_done
-    save_model(network, plan, model, 2)
+    save_model(trained.network, plan, model, trained.steps)
     again = load_network(find_model(model).path, plan).state_dict()
-    for name, weights in network.state_dict().items():
+    for name, weights in trained.network.state_dict().items():
         torch.testing.assert_close(again[name], weights, atol=1e-2, rtol=1e-2)
 
-    (model / INTRODUCTION_FILE).write_text("# Tiny, {facts[batch]} of {facts[patch]}\n", encoding="utf-8")
-    scores = write_scored_card(
-        network, plan, model, arrays, lexicon, Compute(CPU, torch.float32), {"hours": 0.1}
+    introduction = tmp_path / INTRODUCTION_FILE
+    introduction.write_text(
+        "# Tiny, {facts[batch]} of {facts[patch]}, {facts[steps]} steps\n", encoding="utf-8"
     )
+    compute, progress = Compute(CPU, torch.float32), []
+    scores = write_scored_card(
+        trained,
+        plan,
+        model,
+        arrays,
+        lexicon,
+        compute,
+        introduction=introduction,
+        progress=lambda done, of: progress.append((done, of)),
+    )
+    assert set(progress) == {(1, 1)}
     # Held back is one phantom, drawn as CT and as MR.
     assert {score.case for score in scores} == {"torso_validation"}
     assert len({score.kind for score in scores}) == 2
     card = (model / CARD_FILE).read_text(encoding="utf-8")
-    assert card.startswith("# Tiny, 2 of 16 × 16 × 16\n")
+    assert card.startswith("# Tiny, 2 of 16 × 16 × 16, 2 steps\n")
     assert "| liver |" in card
-    assert json.loads((model / SCORES_FILE).read_text(encoding="utf-8"))["facts"]["hours"] == 0.1
+    assert (
+        json.loads((model / SCORES_FILE).read_text(encoding="utf-8"))["facts"]["hours"]
+        == trained.seconds / 3600
+    )
+
+
+def test_a_model_without_an_introduction_gets_a_plain_one(tmp_path, model, arrays, with_training, lexicon):
+    plan = with_training(steps=1, prompts_per_sample=2)
+    trained = run_recipe(plan, model, arrays, tmp_path, lexicon, CPU, workers=0)
+    write_scored_card(trained, plan, model, arrays, lexicon, Compute(CPU, torch.float32))
+    card = (model / CARD_FILE).read_text(encoding="utf-8")
+    assert card.startswith("# Model card: textseg tiny\n")
+    assert "1 steps of 2 patches" in card
 
 
 def test_cases_that_are_held_back_are_never_trained_on(model, arrays, plan, lexicon):

@@ -9,6 +9,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import binary_erosion
 
 from textseg.errors import DatasetError
@@ -52,7 +53,12 @@ def make_sampler(with_training, lexicon):
     """A sampler over these cases that draws only from `mixture`."""
 
     def make(cases, mixture="brain", **training):
-        numbers = {"patch_voxels": PATCH, "prompts_per_sample": 4, "mixture": {mixture: 1.0}} | training
+        numbers = {
+            "patch_voxels": PATCH,
+            "prompts_per_sample": 4,
+            "mixture": {mixture: 1.0},
+            "stranger_fraction": 0.0,
+        } | training
         places = [find_places(case, np.random.default_rng(0)) for case in cases]
         return PatchSampler(places, with_training(**numbers), lexicon)
 
@@ -183,11 +189,11 @@ def test_present_and_wanted_targets_are_asked(make_sampler, monkeypatch):
         assert (Target("brainstem"), True) in asked(sample)
 
 
-def shares_wanted(sampler, core=frozenset()):
+def shares_wanted(sampler):
     """How often each target of the only case is the middle of a patch."""
     ((place,),) = sampler.by_mixture.values()
     random = np.random.default_rng(0)
-    wanted = [sampler._centre(place, core, random)[0] for _ in range(1000)]
+    wanted = [sampler._centre(place, random)[0] for _ in range(1000)]
     return np.array([wanted.count(target) / len(wanted) for target in place.centres])
 
 
@@ -215,24 +221,10 @@ def test_the_core_is_wanted_more_often(make_sampler):
             strict=True,
         )
     )
-    sampler = make_sampler([block_case(same)], core_weight=4.0)
+    core = ("soft_tissue_sarcoma", "liver", "tumor")
     # A finding in a place is another thing than the place.
-    shares = shares_wanted(sampler, frozenset({"soft_tissue_sarcoma", "liver", "tumor"}))
+    shares = shares_wanted(make_sampler([block_case(same)], core=core, core_weight=4.0))
     assert shares == pytest.approx([0.4, 0.4, 0.1, 0.1], abs=0.04)
-
-
-def test_the_core_counts_from_its_step_on(make_sampler, monkeypatch):
-    sampler = make_sampler([block_case(BLOCKS)], core=("brainstem",), core_from_step=5)
-    cores = []
-
-    def centre(place, core, random):
-        cores.append(core)
-        return LEFT, np.array([5.0, 6.0, 6.0])
-
-    monkeypatch.setattr(sampler, "_centre", centre)
-    for step in (0, 4, 5, 6):
-        sampler.draw(np.random.default_rng(0), step)
-    assert cores == [set(), set(), {"brainstem"}, {"brainstem"}]
 
 
 def test_the_other_side_is_the_first_absent_thing_asked(make_sampler, monkeypatch):
@@ -333,6 +325,55 @@ def test_everything_that_is_asked_was_announced(make_sampler, phantom_cases):
     assert len(announced) == len(sampler.targets())
     assert {target for sample in draws(sampler) for target in sample.targets} <= announced
     assert {Target("right_kidney", "cyst"), Target(None, "soft_tissue_sarcoma")} <= announced
+
+
+# Who shares a patch's voxels.
+
+PAIR, STEM = Target("thalami"), Target("brainstem")
+
+
+def test_those_who_share_a_patch_exclude_each_other_and_lie_where_their_masks_do(make_sampler):
+    case = block_case(BLOCKS, unseen=[Target("third_ventricle")])
+    case.facts.targets.append((PAIR, (1, 2)))
+    together, apart = 0, 0
+    for sample in draws(
+        make_sampler([case], prompts_per_sample=6, core=(PAIR.structure,), core_weight=3), 60
+    ):
+        names = list(sample.sharing)
+        assert len(set(names)) == len(names)
+        assert not (PAIR in names and {LEFT, RIGHT} & set(names))
+        together, apart = together + (PAIR in names), apart + (LEFT in names)
+        for target, mask in zip(sample.targets, sample.masks > 0, strict=True):
+            if target in names:
+                assert torch.equal(sample.shares == names.index(target) + 1, mask)
+    assert together > 10
+    assert apart > 10
+
+
+def test_no_more_share_a_patch_than_the_plan_says(make_sampler):
+    for sample in draws(make_sampler([block_case(BLOCKS)], sharing_prompts=2)):
+        assert len(sample.sharing) == 2
+        assert int(sample.shares.max()) <= 2
+
+
+# The wrong voxel size.
+
+
+def test_strangers_are_asked_at_their_own_voxel_size_and_denied(make_sampler):
+    torso = torso_case(KIDNEY, LIVER)
+    sampler = make_sampler([torso, block_case(BLOCKS)], "torso", stranger_fraction=0.999)
+    width = {}
+    for name, fraction in (("strange", 0.999), ("own", 0.0)):
+        sampler = make_sampler([torso, block_case(BLOCKS)], "torso", stranger_fraction=fraction)
+        samples = draws(sampler, 40)
+        bright = [s.image[0] > float(brightness(2)) / 2 for s in samples]
+        width[name] = np.mean([float(b.sum()) for b in bright])
+        if name == "strange":
+            assert all(not sample.masks.any() and not sample.sharing for sample in samples)
+            assert {target for sample in samples for target in sample.targets} <= set(BLOCKS)
+    # The torso's case has voxels of a millimetre, a brain's are larger: the same organ fills fewer of them.
+    assert sampler.plan.spacing_for("brain")[0] > 1.5
+    assert width["strange"] < 0.5 * width["own"]
 
 
 # Which cases are drawn.

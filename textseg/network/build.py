@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -75,6 +76,19 @@ class TextPromptedNetwork(nn.Module):
         queries, presence = self.fusion(self._text(text, spatial, batch), features.coarsest)
         logits = self.decoder(features.trunk, queries, spatial)
         return Decoded(tuple(logits), presence)
+
+    def share(self, features: Features, text: Tensor, stages: Sequence[int]) -> Decoded:
+        """Logits at some scales straight from the trunk, cheap for very many prompts, and their presence.
+
+        Training uses it to ask for everything in a patch at once; a mask is what `decode` gives.
+
+        Args:
+            features: from `encode`.
+            text: (batch, prompts, text width).
+            stages: which scales, 0 the finest.
+        """
+        queries, presence = self.fusion(text, features.coarsest)
+        return Decoded(tuple(self.decoder.share(features.trunk, queries, stages)), presence)
 
     def forward(self, image: Tensor, text: Tensor | None, spatial: Tensor | None = None) -> Decoded:
         return self.decode(self.encode(image), text, spatial)

@@ -70,11 +70,7 @@ class PromptScale(nn.Module):
             hidden maps (batch · prompts, hidden, x, y, z) and logits (batch, prompts, x, y, z).
         """
         batch, prompts = queries.shape[:2]
-        kernel = self.kernel(queries).unflatten(-1, (self.maps, -1))
-        weight, bias = kernel[..., :-1].flatten(1, 2), kernel[..., -1].flatten(1, 2)
-        maps = torch.baddbmm(bias[..., None], weight, trunk.flatten(2)).reshape(
-            batch * prompts, self.maps, *trunk.shape[2:]
-        )
+        maps = self._maps(trunk, queries, self.maps).flatten(0, 1)
         if self.reduce is not None and coarser is not None:
             coarser = _resized(self.reduce(coarser), trunk.shape[2:])
             joined = self.join(torch.cat([maps, coarser], dim=1))
@@ -85,6 +81,19 @@ class PromptScale(nn.Module):
         hidden = nn.functional.leaky_relu(joined, 0.01)
         logits = self.logit(hidden) + maps[:, :1]
         return hidden, logits.reshape(batch, prompts, *trunk.shape[2:])
+
+    def direct(self, trunk: Tensor, queries: Tensor) -> Tensor:
+        """Logits (batch, prompts, x, y, z) of the first dynamic map alone, before any convolution."""
+        return self._maps(trunk, queries, 1)[:, :, 0]
+
+    def _maps(self, trunk: Tensor, queries: Tensor, count: int) -> Tensor:
+        """The first `count` dynamic maps of each prompt: (batch, prompts, count, x, y, z)."""
+        rows = count * (trunk.shape[1] + 1)
+        kernel = nn.functional.linear(queries, self.kernel.weight[:rows], self.kernel.bias[:rows])
+        kernel = kernel.reshape(*queries.shape[:2], count, -1)
+        weight, bias = kernel[..., :-1].flatten(1, 2), kernel[..., -1].flatten(1, 2)
+        maps = torch.baddbmm(bias[..., None], weight, trunk.flatten(2))
+        return maps.reshape(*queries.shape[:2], count, *trunk.shape[2:])
 
 
 class PromptDecoder(nn.Module):
@@ -104,6 +113,10 @@ class PromptDecoder(nn.Module):
             hidden, logit = self.scales[stage](trunk[stage], queries, hidden, pyramid[stage])
             logits.insert(0, logit)
         return logits
+
+    def share(self, trunk: Sequence[Tensor], queries: Tensor, stages: Sequence[int]) -> list[Tensor]:
+        """Logits (batch, prompts, x, y, z) at some scales from the trunk alone, cheap for many prompts."""
+        return [self.scales[stage].direct(trunk[stage], queries) for stage in stages]  # type: ignore[operator]
 
     def _spatial_pyramid(self, spatial: Tensor | None) -> list[Tensor | None]:
         """The spatial prompts at every scale; max-pooled, so that a single clicked voxel is never lost."""

@@ -109,6 +109,8 @@ def results_section(rows: Sequence[Row], alarms: int, asked: int) -> str:
             for row in of_kind
         ]
         lines.append("")
+    if not rows:
+        lines += ["Nothing: no case was held back.", ""]
     if asked:
         lines += [
             "### Things that are not in the scan",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from textseg.device import Compute, fastest_type
-from textseg.errors import DatasetError, TextsegError
+from textseg.errors import TextsegError
 from textseg.network.build import TextPromptedNetwork, build_network
 from textseg.plan import Plan, TrainingPlan
 from textseg.train.cases import Target
-from textseg.train.losses import prompt_loss
+from textseg.train.losses import prompt_loss, sharing_loss
 from textseg.train.sampling import PatchSampler
 
 STATE_FILE = "state.pt"
@@ -41,8 +41,33 @@ class Step:
     seconds: float
 
 
-class SampleStream(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Sample i of the stream is always the same, whichever process draws it: (image, text vectors, masks)."""
+class Question(NamedTuple):
+    """What one step asks of a patch; in a batch every entry has one more axis in front.
+
+    image (1, x, y, z); text (prompts, width) and masks (prompts, x, y, z) of the decoded prompts;
+    sharing_text (structures, width), asked (structures,) bool and shares (x, y, z) of those that share out
+    the voxels.
+    """
+
+    image: Tensor
+    text: Tensor
+    masks: Tensor
+    sharing_text: Tensor
+    asked: Tensor
+    shares: Tensor
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Averaged weights in evaluation mode, and what they took; `seconds` are those of all pieces together."""
+
+    network: TextPromptedNetwork
+    steps: int
+    seconds: float
+
+
+class SampleStream(Dataset[Question]):
+    """Sample i of the stream is always the same, whichever process draws it."""
 
     def __init__(
         self, sampler: PatchSampler, vectors: Mapping[Target, Tensor], seed: int, length: int
@@ -56,11 +81,15 @@ class SampleStream(Dataset[tuple[Tensor, Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.length - self.first
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def __getitem__(self, index: int) -> Question:
         random = np.random.default_rng([self.seed, self.first + index])
-        sample = self.sampler.draw(random, (self.first + index) // self.sampler.plan.training.batch)
+        sample = self.sampler.draw(random)
         text = torch.stack([self._words(target, random) for target in sample.targets])
-        return sample.image, text, sample.masks
+        sharing_text = text.new_zeros(self.sampler.plan.training.sharing_prompts, text.shape[-1])
+        for place, target in enumerate(sample.sharing):
+            sharing_text[place] = self._words(target, random)
+        asked = torch.arange(len(sharing_text)) < len(sample.sharing)
+        return Question(sample.image, text, sample.masks, sharing_text, asked, sample.shares)
 
     def _words(self, target: Target, random: np.random.Generator) -> Tensor:
         """The canonical words half of the time, since that is what most prompts become."""
@@ -77,8 +106,8 @@ def train(
     minutes: float = math.inf,
     workers: int = 1,
     report: Callable[[Step], None] = lambda step: None,
-) -> TextPromptedNetwork:
-    """Train the plan's network, or go on from the state in `run`; gives the averaged weights so far.
+) -> Trained:
+    """Train the plan's network, or go on from the state in `run`; one that has ended just gives its weights.
 
     Args:
         stream: where samples come from.
@@ -96,11 +125,14 @@ def train(
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     averaged = copy.deepcopy(network).requires_grad_(False)
     optimiser = _optimiser(network, recipe)
-    start = _resume(run, network, averaged, optimiser, device)
+    start, spent = _resume(run, network, averaged, optimiser, device)
+    if start >= recipe.steps:
+        return Trained(averaged.eval(), start, spent)
     stream.first = start * recipe.batch
     batches = iter(_loader(stream, recipe.batch, workers, device))
     began = saved = time.monotonic()
     smooth = math.nan
+    done = start
     for number in range(start, recipe.steps):
         step_began = time.monotonic()
         rate = learning_rate(number, recipe)
@@ -114,16 +146,17 @@ def train(
             )
         _average(averaged, network, recipe.ema, number)
         smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
-        report(Step(number + 1, recipe.steps, smooth, rate, time.monotonic() - step_began))
+        done = number + 1
+        report(Step(done, recipe.steps, smooth, rate, time.monotonic() - step_began))
         now = time.monotonic()
         out_of_time = now - began > minutes * 60
-        if now - saved > SAVE_EVERY_S or out_of_time or number + 1 == recipe.steps:
-            _save(run, number + 1, network, averaged, optimiser)
-            _log(run, number + 1, smooth, rate)
+        if now - saved > SAVE_EVERY_S or out_of_time or done == recipe.steps:
+            _save(run, done, spent + now - began, network, averaged, optimiser)
+            _log(run, done, smooth, rate)
             saved = now
         if out_of_time:
             break
-    return averaged.eval()
+    return Trained(averaged.eval(), done, spent + time.monotonic() - began)
 
 
 def learning_rate(step: int, recipe: TrainingPlan) -> float:
@@ -135,23 +168,34 @@ def learning_rate(step: int, recipe: TrainingPlan) -> float:
 
 
 def _step(
-    network: nn.Module,
+    network: TextPromptedNetwork,
     optimiser: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor, Tensor],
+    batch: Question,
     plan: Plan,
     device: torch.device,
 ) -> float:
-    image, text, masks = (part.to(device, non_blocking=True) for part in batch)
-    image = image.to(memory_format=torch.channels_last_3d)
-    with Compute(device, fastest_type(device)).autocast():
-        decoded = network(image, text)
-    recipe = plan.training
-    loss: Tensor = prompt_loss(decoded, masks, recipe.deep_supervision, recipe.presence_weight)
+    question = Question(*(part.to(device, non_blocking=True) for part in batch))
+    loss = question_loss(network, question, plan, Compute(device, fastest_type(device)))
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(network.parameters(), recipe.gradient_norm)
+    nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_norm)
     optimiser.step()
     return float(loss.detach())
+
+
+def question_loss(network: TextPromptedNetwork, question: Question, plan: Plan, compute: Compute) -> Tensor:
+    """The loss of one batch of questions, a scalar: of the prompts that are decoded and of all that share."""
+    recipe = plan.training
+    with compute.autocast():
+        features = network.encode(question.image.to(memory_format=torch.channels_last_3d))
+        decoded = network.decode(features, question.text)
+        stages = range(1, 1 + len(recipe.sharing_scales))
+        shared = network.share(features, question.sharing_text, stages)
+    asked = prompt_loss(decoded, question.masks, recipe.deep_supervision, recipe.presence_weight)
+    sharing = sharing_loss(
+        shared, question.shares, question.asked, recipe.sharing_scales, recipe.presence_weight
+    )
+    return asked + sharing
 
 
 def _set_mode(network: nn.Module, *, frozen: bool) -> None:
@@ -187,8 +231,6 @@ def _average(averaged: nn.Module, network: nn.Module, keep: float, step: int) ->
 
 
 def _loader(stream: SampleStream, batch: int, workers: int, device: torch.device) -> DataLoader[Any]:
-    if len(stream) < batch:
-        raise DatasetError("This training run has already ended: its state is at the plan's last step.")
     return DataLoader(
         stream,
         batch_size=batch,
@@ -206,10 +248,16 @@ def _one_thread(worker: int) -> None:
 
 
 def _save(
-    run: Path, step: int, network: nn.Module, averaged: nn.Module, optimiser: torch.optim.Optimizer
+    run: Path,
+    step: int,
+    seconds: float,
+    network: nn.Module,
+    averaged: nn.Module,
+    optimiser: torch.optim.Optimizer,
 ) -> None:
     state = {
         "step": step,
+        "seconds": seconds,
         "network": network.state_dict(),
         "averaged": averaged.state_dict(),
         "optimiser": optimiser.state_dict(),
@@ -220,14 +268,15 @@ def _save(
 
 def _resume(
     run: Path, network: nn.Module, averaged: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
-) -> int:
+) -> tuple[int, float]:
+    """The step to go on from, and the seconds spent so far."""
     if not (run / STATE_FILE).is_file():
-        return 0
+        return 0, 0.0
     state = torch.load(run / STATE_FILE, map_location=device, weights_only=True)
     network.load_state_dict(state["network"])
     averaged.load_state_dict(state["averaged"])
     optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    return int(state["step"]), float(state["seconds"])
 
 
 def _log(run: Path, step: int, loss: float, rate: float) -> None:

@@ -177,18 +177,20 @@ def _inputs(plan: Plan) -> _Inputs:
     )
 
 
-def _answers(network: TextPromptedNetwork, inputs: _Inputs, plan: Plan) -> tuple[Decoded, list[Tensor]]:
+def _answers(network: TextPromptedNetwork, inputs: _Inputs, plan: Plan) -> tuple[Decoded, Decoded]:
     features = network.encode(inputs.image)
     stages = range(1, 1 + len(plan.training.sharing_scales))
     decoded = network.decode(features, inputs.text)
     return decoded, network.share(features, inputs.sharing_text, stages)
 
 
-def _loss(answers: tuple[Decoded, list[Tensor]], inputs: _Inputs, plan: Plan) -> Tensor:
-    decoded, shares = answers
+def _loss(answers: tuple[Decoded, Decoded], inputs: _Inputs, plan: Plan) -> Tensor:
+    decoded, shared = answers
     recipe = plan.training
     loss = prompt_loss(decoded, inputs.masks, recipe.deep_supervision, recipe.presence_weight)
-    return loss + sharing_loss(shares, inputs.shares, inputs.asked, recipe.sharing_scales)
+    return loss + sharing_loss(
+        shared, inputs.shares, inputs.asked, recipe.sharing_scales, recipe.presence_weight
+    )
 
 
 class _Kept:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from textseg.device import Compute
+from textseg.device import Compute, describe_device
 from textseg.embeddings.encoder import load_own_encoder
 from textseg.embeddings.tower import load_tower
 from textseg.network.build import TextPromptedNetwork, count_parameters
@@ -20,11 +20,24 @@ from textseg.prompts import Lexicon
 from textseg.train.card import write_card
 from textseg.train.cases import read_case, read_index
 from textseg.train.evaluate import Score, evaluate
-from textseg.train.loop import SampleStream, Step, train
+from textseg.train.loop import SampleStream, Step, Trained, train
 from textseg.train.sampling import PatchSampler, find_places
 from textseg.train.words import target_vectors
 
 INTRODUCTION_FILE = "card_introduction.md"
+PLAIN_INTRODUCTION = """# Model card: textseg {facts[name]}
+
+{facts[summary]}
+
+**Intended use** research and annotation. Not a medical device, not for diagnosis or treatment: look at every
+mask.
+
+**Network** {facts[parameters_millions]:.1f} M parameters, and a text tower of
+{facts[text_parameters_millions]:.1f} M. The plan beside this card owns every number.
+
+**Training** {facts[steps]} steps of {facts[batch]} patches of {facts[patch]} voxels with
+{facts[prompts_per_sample]} prompts each, seed {facts[seed]}, on {facts[device]}, {facts[hours]:.1f} hours.
+"""
 
 
 def run_recipe(
@@ -38,7 +51,7 @@ def run_recipe(
     minutes: float = math.inf,
     workers: int = 1,
     report: Callable[[Step], None] = lambda step: None,
-) -> TextPromptedNetwork:
+) -> Trained:
     """Train the plan's network on gathered arrays, or go on from where `run` stopped.
 
     Args:
@@ -49,8 +62,6 @@ def run_recipe(
         minutes: stop after this long.
         workers: processes that draw samples.
 
-    Returns:
-        The network with averaged weights, in evaluation mode.
     """
     stream = make_stream(plan, model, arrays, lexicon)
     return train(plan, stream, run, device, minutes=minutes, workers=workers, report=report)
@@ -72,32 +83,52 @@ def save_model(network: TextPromptedNetwork, plan: Plan, model: Path, step: int)
 
 
 def write_scored_card(
-    network: TextPromptedNetwork,
+    trained: Trained,
     plan: Plan,
     model: Path,
     arrays: Path,
     lexicon: Lexicon,
     compute: Compute,
-    facts: dict[str, Any],
+    *,
+    introduction: Path | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Score]:
-    """Score the network on the held-back cases and write the model's card from it.
+    """Score a trained network on the held-back cases and write its model's card from it.
 
     Args:
-        facts: what the card's introduction says of the run besides the plan's numbers: device, hours, steps.
+        model: the model's folder, with its text tower.
+        introduction: Markdown to stand first in the card, with the run's facts as `{facts[...]}`; a plain one
+            without it.
+        progress: called with the held-back cases scored and all of them.
     """
     encoder = load_own_encoder(model, plan.text)
-    targets = [target for entry in read_index(arrays) for target, _ in entry.targets]
+    index = read_index(arrays)
+    targets = [target for entry in index for target, _ in entry.targets]
     vectors = target_vectors(targets, encoder, lexicon, plan.training.seed, paraphrases=0)
-    scores = list(evaluate(network, vectors, arrays, plan, compute))
+    held_back = sum(entry.split == "validation" for entry in index)
+    scores: list[Score] = []
+    seen: set[str] = set()
+    for score in evaluate(trained.network, vectors, arrays, plan, compute):
+        scores.append(score)
+        seen.add(score.case)
+        progress(len(seen), held_back)
+    text = PLAIN_INTRODUCTION if introduction is None else introduction.read_text(encoding="utf-8")
+    write_card(text, scores, plan, lexicon, _facts(trained, plan, model, compute), model)
+    return scores
+
+
+def _facts(trained: Trained, plan: Plan, model: Path, compute: Compute) -> dict[str, Any]:
     recipe = plan.training
-    known = {
-        "parameters_millions": count_parameters(network) / 1e6,
+    return {
+        "name": plan.name,
+        "summary": plan.summary,
+        "steps": trained.steps,
+        "hours": trained.seconds / 3600,
+        "device": describe_device(compute.device),
+        "parameters_millions": count_parameters(trained.network) / 1e6,
         "text_parameters_millions": count_parameters(load_tower(model, plan.text)) / 1e6,
         "batch": recipe.batch,
         "patch": " × ".join(map(str, recipe.patch_voxels)),
         "prompts_per_sample": recipe.prompts_per_sample,
         "seed": recipe.seed,
     }
-    introduction = (model / INTRODUCTION_FILE).read_text(encoding="utf-8")
-    write_card(introduction, scores, plan, lexicon, known | facts, model)
-    return scores

@@ -36,11 +36,17 @@ FAR_GROUPS: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """image (1, x, y, z) float32; targets and masks (prompts, x, y, z) float32, empty for the absent."""
+    """image (1, x, y, z) float32; targets and masks (prompts, x, y, z) float32, empty for the absent.
+
+    sharing are structures that exclude each other, and shares (x, y, z) int64 is k where the k-th of them is,
+    0 where none is.
+    """
 
     image: Tensor
     targets: tuple[Target, ...]
     masks: Tensor
+    sharing: tuple[Target, ...]
+    shares: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +84,7 @@ class PatchSampler:
     def __init__(self, places: Sequence[Place], plan: Plan, lexicon: Lexicon) -> None:
         self.plan = plan
         self.lexicon = lexicon
+        self.core = frozenset(plan.training.core)
         self.by_mixture: dict[str, list[Place]] = {}
         for place in places:
             if place.centres:  # a case that shows nothing it names has no place to draw a patch around
@@ -101,28 +108,62 @@ class PatchSampler:
         every = named | lesions
         return sorted(every | {self._mirrored(target) for target in every}, key=lambda target: target.key)
 
-    def draw(self, random: np.random.Generator, step: int = 0) -> Sample:
+    def draw(self, random: np.random.Generator) -> Sample:
         """One sample for a training step; the same generator state gives the same sample."""
-        core = (
-            frozenset(self.plan.training.core) if step >= self.plan.training.core_from_step else frozenset()
-        )
         mixture = self.names[random.choice(len(self.names), p=self.weights)]
         places = self.by_mixture[mixture]
         place = places[random.integers(len(places))]
-        wanted, centre = self._centre(place, core, random)
+        wanted, centre = self._centre(place, random)
+        strangers = self._far_from(place)
+        if strangers and random.random() < self.plan.training.stranger_fraction:
+            return self._strange(place, centre, strangers, random)
         labels, image = _cut(place.case, centre, self.plan.training.patch_voxels, random)
         image, lesion = self._image(place.case, labels, image, random)
         image = _varied(image, random)
         present, absent = self._answers(place, labels, lesion, random)
-        targets, masks = self._chosen(present, absent, wanted, core, random)
-        return Sample(image[None], targets, masks)
+        targets, masks = self._chosen(present, absent, wanted, random)
+        return Sample(image[None], targets, masks, *self._shared(place, labels, random))
 
-    def _centre(
-        self, place: Place, core: frozenset[str], random: np.random.Generator
-    ) -> tuple[Target, np.ndarray]:
+    def _strange(
+        self, place: Place, centre: np.ndarray, strangers: list[Target], random: np.random.Generator
+    ) -> Sample:
+        """A patch as it looks at the voxel size of a distant part of the body, asked for that part alone.
+
+        Whoever asks a torso for a hippocampus looks at it in voxels of a millimetre.
+        """
+        group = self._spacing_group(strangers[random.integers(len(strangers))])
+        fitting = [target for target in strangers if self._spacing_group(target) == group]
+        zoom = np.divide(self.plan.spacing_for(group), place.case.facts.spacing_mm)
+        labels, image = _cut(place.case, centre, self.plan.training.patch_voxels, random, zoom)
+        image, _ = self._image(place.case, labels, image, random)
+        shuffled = [fitting[i] for i in random.permutation(len(fitting))]
+        targets, masks = self._chosen({}, shuffled, None, random)
+        return Sample(_varied(image, random)[None], targets, masks, (), torch.zeros_like(labels))
+
+    def _shared(
+        self, place: Place, labels: Tensor, random: np.random.Generator
+    ) -> tuple[tuple[Target, ...], Tensor]:
+        """Structures of the case that exclude each other, larger ones first, and who has which voxel.
+
+        Drawn at random, so that now the kidneys are one thing and now the left one and the right one are two.
+        """
+        counts = torch.bincount(labels.flatten(), minlength=1).numpy()
+        named = place.case.facts.targets
+        sizes = [sum(int(counts[v]) for v in values if v < len(counts)) for _, values in named]
+        weights = [self._weight(t, max(n, 0.1)) for (t, _), n in zip(named, sizes, strict=True)]
+        chosen: list[Target] = []
+        index = np.zeros(max(len(counts), 1 + max((max(v) for _, v in named), default=0)), np.int64)
+        for i in _drawn(weights, len(weights), random):
+            target, values = named[i]
+            if len(chosen) < self.plan.training.sharing_prompts and not index[list(values)].any():
+                chosen.append(target)
+                index[list(values)] = len(chosen)
+        return tuple(chosen), torch.from_numpy(index)[labels]
+
+    def _centre(self, place: Place, random: np.random.Generator) -> tuple[Target, np.ndarray]:
         """A target and a point near it; a larger one a little more often, since it is learnt first."""
         targets = list(place.centres)
-        weights = [self._weight(t, place.voxels[t], core) for t in targets]
+        weights = [self._weight(t, place.voxels[t]) for t in targets]
         target = targets[_drawn(weights, 1, random)[0]]
         centre = place.centres[target][random.integers(len(place.centres[target]))]
         reach = np.array(self.plan.training.patch_voxels) * 0.3
@@ -201,14 +242,14 @@ class PatchSampler:
         random.shuffle(rest)
         return present, near_misses + rest
 
-    def _weight(self, target: Target, voxels: float, core: frozenset[str]) -> float:
+    def _weight(self, target: Target, voxels: float) -> float:
         """How often a target is asked: by the square root of its size, and more often in the core.
 
         Drawn evenly, two thirds of all prompts would be single ribs, vessels and nerves, which are learnt
         last; drawn by size, they would never be asked.
         """
         name = target.structure if target.finding is None else target.finding
-        in_core = name in core and (target.structure is None or target.finding is None)
+        in_core = name in self.core and (target.structure is None or target.finding is None)
         return math.sqrt(voxels) * (self.plan.training.core_weight if in_core else 1.0)
 
     def _mirrored(self, target: Target) -> Target:
@@ -220,8 +261,7 @@ class PatchSampler:
         self,
         present: dict[Target, Tensor],
         absent: list[Target],
-        wanted: Target,
-        core: frozenset[str],
+        wanted: Target | None,
         random: np.random.Generator,
     ) -> tuple[tuple[Target, ...], Tensor]:
         """As many prompts as the plan says; the wanted target and lesions always, some of them absent."""
@@ -229,7 +269,7 @@ class PatchSampler:
         room = training.prompts_per_sample
         first = [t for t in present if t == wanted or t.finding is not None]
         others = [t for t in present if t not in first]
-        weights = [self._weight(t, float(present[t].sum()), core) for t in others]
+        weights = [self._weight(t, float(present[t].sum())) for t in others]
         others = [others[i] for i in _drawn(weights, min(len(others), room), random)]
         absent_room = max(1, round(room * training.absent_fraction)) if absent else 0
         asked = (first + others)[: room - absent_room]
@@ -254,6 +294,9 @@ class PatchSampler:
         concept = self.lexicon.concepts[target.structure or target.finding or ""]
         return "head_neck" if "cervical_spine" in (concept.id, *concept.parents) else concept.group
 
+    def _spacing_group(self, target: Target) -> str:
+        return self.lexicon.concepts[target.structure or target.finding or ""].group
+
     def _far_from(self, place: Place) -> list[Target]:
         """Distant targets for one case; none for a whole body, which shows more than it names."""
         whole_body = Target("brain") in place.centres and place.case.facts.mixture != "brain"
@@ -276,10 +319,17 @@ def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:
 
 
 def _cut(
-    case: Case, centre: np.ndarray, shape: Sequence[int], random: np.random.Generator
+    case: Case,
+    centre: np.ndarray,
+    shape: Sequence[int],
+    random: np.random.Generator,
+    zoom: np.ndarray | float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """A turned, scaled and bent patch around a voxel: labels int64 and the image, if there is one."""
-    grid = _patch_positions(centre, shape, case.facts.spacing_mm, random)
+    """A turned, scaled and bent patch around a voxel: labels int64 and the image, if there is one.
+
+    Each patch voxel is `zoom` voxels of the case wide.
+    """
+    grid = _patch_positions(centre, shape, zoom, random)
     low = np.floor(grid.reshape(-1, 3).min(axis=0)).astype(int) - 1
     high = np.ceil(grid.reshape(-1, 3).max(axis=0)).astype(int) + 2
     start = np.clip(low, 0, np.array(case.labels.shape) - 1)
@@ -301,7 +351,7 @@ def _sampled(voxels: np.ndarray, where: Tensor, mode: str, fill: float) -> Tenso
 
 
 def _patch_positions(
-    centre: np.ndarray, shape: Sequence[int], spacing_mm: Sequence[float], random: np.random.Generator
+    centre: np.ndarray, shape: Sequence[int], zoom: np.ndarray | float, random: np.random.Generator
 ) -> np.ndarray:
     """Where in the case each patch voxel lies: (x, y, z, 3) in voxels of the case."""
     angles = random.normal(0, np.deg2rad(8), 3)
@@ -314,7 +364,7 @@ def _patch_positions(
         strength = reach * abs(random.normal(0.6, 0.4))
         for axis in range(3):
             positions[..., axis] += strength * smooth_noise(tuple(shape), cell, random).numpy()
-    return np.asarray(positions + centre)
+    return np.asarray(positions * zoom + centre)
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
