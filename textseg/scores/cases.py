@@ -116,11 +116,12 @@ def score_pair(pair: CasePair, scoring: Scoring) -> CaseScores:
     wanted = [name for name in reference.names if known is None or _has(reference, name) or name in known]
     matched = match_names(wanted, predicted.names)
     presence = predicted.files.presence
-    scores = []
+    scores, resampled = [], False
     for name in wanted:
         if name in matched:
             answer = matched[name]
             theirs, ours = _layer(reference, name, grid, scoring), _layer(predicted, answer, grid, scoring)
+            resampled |= ours.labelled is not None and ours.labelled.resampled
             box = around(found for layer in (theirs, ours) if (found := layer.box) is not None) or NOWHERE
             scores.append(
                 score_structure(
@@ -139,8 +140,9 @@ def score_pair(pair: CasePair, scoring: Scoring) -> CaseScores:
             f"A prediction must name structures as its reference does, but in {pair.case} none is the same: "
             f"{_some(predicted.names)} against {_some(wanted)}. Give --names."
         )
+    moved = [f"{pair.case}: resampled to the grid of the reference."] if resampled else []
     named = [name for name in predicted.names if _has(predicted, name)]
-    return CaseScores(pair.case, tuple(scores), tuple(_notes(pair.case, wanted, named, matched)))
+    return CaseScores(pair.case, tuple(scores), (*moved, *_notes(pair.case, wanted, named, matched)))
 
 
 def is_finding(name: str) -> bool:

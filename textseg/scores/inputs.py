@@ -74,12 +74,16 @@ class CasePair:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """A file's labels (x, y, z) in canonical axis order, its grid, its names, and where each label lies."""
+    """A file's labels (x, y, z) in canonical axis order, its grid, its names, and where each label lies.
+
+    `resampled` says that they lay on another grid before.
+    """
 
     labels: NDArray[Any]
     grid: Geometry
     names: Mapping[int, str]
     boxes: Mapping[int, Box]
+    resampled: bool = False
 
 
 def read_names(path: Path) -> Names:
@@ -171,7 +175,8 @@ def open_labels(path: Path, *, onto: Geometry | None = None, resample: bool = Fa
     found = read_label_map(path)
     order = found.geometry.canonical_order()
     labels, grid = order.apply(found.labels), found.geometry.reordered(order)
-    if onto is not None and not grid.is_close(onto):
+    moved = onto is not None and not grid.is_close(onto)
+    if onto is not None and moved:
         if not resample:
             raise GeometryError(
                 f"A prediction must lie on the grid of its reference, but {path.name} is {grid} from "
@@ -179,7 +184,7 @@ def open_labels(path: Path, *, onto: Geometry | None = None, resample: bool = Fa
                 "Use --resample to bring it there."
             )
         labels, grid = _resampled(labels, grid, onto), onto
-    return Labelled(labels, grid, found.names, _boxes(labels))
+    return Labelled(labels, grid, found.names, _boxes(labels), moved)
 
 
 def cut(labelled: Labelled, value: int | None, box: Box) -> Mask:
