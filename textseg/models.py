@@ -15,6 +15,7 @@ from textseg.errors import ModelError, PromptError
 from textseg.network.voxtell import plan as voxtell
 from textseg.plan import PLAN_FILE, Plan, read_plan
 from textseg.prompts import Prompt, clean, understand
+from textseg.registry.entries import all_entries
 
 CARD_FILE = "card.md"
 WEIGHTS_FILES = ("network.safetensors", "text_tower.safetensors", "vocabulary.json")
@@ -120,15 +121,27 @@ def shipped_models() -> list[ModelFolder]:
     return sorted(models, key=lambda model: (model.name != "default", model.name))
 
 
+def fetched_models() -> list[ModelFolder]:
+    """The models of the registry that are on this machine."""
+    here = [entry for entry in all_entries() if entry.kind == "model" and entry.is_here]
+    kinds = [(entry, _kind_of(entry.model_folder)) for entry in here]
+    return [ModelFolder(entry.name, entry.model_folder, kind) for entry, kind in kinds if kind]
+
+
 def find_model(model: str | Path) -> ModelFolder:
-    """A shipped model by name, or any folder that holds one, of ours or of VoxTell.
+    """A shipped or fetched model by name, or any folder that holds one, of ours or of VoxTell.
 
     Raises:
         ModelError: there is no such model, or the folder lacks a file.
     """
+    fetched = next((entry for entry in fetched_models() if entry.name == str(model)), None)
+    if fetched is not None:
+        return fetched
     shipped = plans_folder() / str(model)
     path = shipped if str(model).isidentifier() and shipped.is_dir() else Path(model)
     if not path.is_dir():
+        if any(entry.name == str(model) for entry in all_entries()):
+            raise ModelError(f"{model} is not on this machine. Get it with `textseg weights fetch {model}`.")
         names = ", ".join(entry.name for entry in shipped_models()) or "none"
         raise ModelError(
             f"A model is a shipped one ({names}) or a folder, got {str(model)!r}, which is neither."

@@ -18,6 +18,7 @@ from textseg_cli.plan import plan
 from textseg_cli.predict import predict
 from textseg_cli.score import score
 from textseg_cli.train import train
+from textseg_cli.weights import weights
 
 app = typer.Typer(
     name="textseg",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command(epilog=EXIT_CODES)(predict)
 app.add_typer(models, name="models")
+app.add_typer(weights, name="weights")
 app.command()(convert)
 app.command()(score)
 app.add_typer(plan, name="plan")

@@ -18,19 +18,24 @@ models = typer.Typer(help="List models and what each knows.")
 @models.callback(invoke_without_command=True)
 @plain_errors()
 def list_models(context: typer.Context) -> None:
-    """List the models that ship with textseg and what each knows; `textseg models show NAME` says more."""
+    """List the models on this machine and what each knows; `textseg models show NAME` says more."""
     if context.invoked_subcommand is not None:
         return
-    from textseg.models import shipped_models
+    from textseg.models import fetched_models, shipped_models
 
     screen = Screen()
-    shipped = shipped_models()
-    if not shipped:
+    here = [*shipped_models(), *fetched_models()]
+    if not here:
         screen.lines(["No model has its weights here. Give predict the folder of one with --model PATH."])
         return
     rows = [
-        (model.name, ", ".join(model.plan.groups), f"{_size_mb(model):.1f}", model.plan.summary)
-        for model in shipped
+        (
+            model.name,
+            ", ".join(model.plan.groups) if model.kind == "textseg" else "any words",
+            f"{_size_mb(model):.1f}",
+            model.summary,
+        )
+        for model in here
     ]
     screen.table("Models", ("Name", "Groups", "MB", "What it is for"), rows)
 

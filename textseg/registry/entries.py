@@ -1,0 +1,147 @@
+"""What can be fetched, as `entries.json` has it, and where it lies once it is; loads no torch.
+
+A revision, a hash or a size that we have not seen for ourselves is null there. What was fetched is noted
+beside the files with the revision and the hashes that came, so it can be verified in any case.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from textseg.embeddings.files import user_cache
+from textseg.errors import ModelError
+
+NOTE_FILE = "fetched.json"
+NOTE_FORMAT: Final = "textseg-fetched-1"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class EntryFile(_Part):
+    """A file of a repository, or all that match a pattern such as "*.json" in its top folder."""
+
+    path: str
+    sha256: str | None
+    optional: bool = False
+
+
+class Entry(_Part):
+    """Weights that can be fetched.
+
+    Args:
+        name: of the entry; an encoder's is the last part of its repository's, in lower case.
+        kind: "model" for `--model`, "encoder" for a text encoder.
+        repository: on the hub.
+        revision: a commit, or null for the newest.
+        folder: the part of the repository that is the model.
+        size_bytes: of all files; null where unknown.
+        licence: null where unknown; it is then the repository's to tell.
+        non_commercial: whether the licence has to be accepted first.
+        needs: extras of textseg.
+    """
+
+    name: str
+    title: str
+    kind: Literal["model", "encoder"]
+    repository: str
+    revision: str | None
+    files: tuple[EntryFile, ...] = Field(min_length=1)
+    folder: str
+    size_bytes: int | None
+    licence: str | None
+    non_commercial: bool
+    citation: str
+    needs: tuple[str, ...]
+
+    @property
+    def place(self) -> Path:
+        """Where its files lie once they are fetched, as in the repository."""
+        return weights_folder() / self.name
+
+    @property
+    def model_folder(self) -> Path:
+        return self.place / self.folder
+
+    @property
+    def is_here(self) -> bool:
+        return (self.place / NOTE_FILE).is_file()
+
+    @property
+    def licence_text(self) -> str:
+        return self.licence or f"the one that {self.repository} tells"
+
+
+class NotedFile(_Part):
+    bytes: int
+    sha256: str
+
+
+class Note(_Part):
+    """What was fetched: noted beside the files, by their paths."""
+
+    format: Literal["textseg-fetched-1"] = NOTE_FORMAT
+    name: str
+    repository: str
+    revision: str
+    licence: str | None
+    converted: bool = False
+    files: dict[str, NotedFile]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.bytes for file in self.files.values())
+
+
+def weights_folder() -> Path:
+    """Where fetched weights lie, an entry a folder."""
+    return user_cache() / "weights"
+
+
+@functools.cache
+def all_entries() -> tuple[Entry, ...]:
+    """Everything that can be fetched, in the order of the file."""
+    text = resources.files(__package__).joinpath("entries.json").read_text(encoding="utf-8")
+    return tuple(Entry.model_validate(entry) for entry in json.loads(text)["entries"])
+
+
+def find_entry(name: str) -> Entry:
+    """The entry of a name.
+
+    Raises:
+        ModelError: there is none, with those that are near.
+    """
+    entries = {entry.name: entry for entry in all_entries()}
+    if name not in entries:
+        near = difflib.get_close_matches(name, entries, n=2, cutoff=0.4) or list(entries)
+        raise ModelError(
+            f"Weights are fetched by a name of the registry, got {name!r}. Did you mean {' or '.join(near)}?"
+        )
+    return entries[name]
+
+
+def read_note(entry: Entry) -> Note:
+    """What was noted when an entry was fetched.
+
+    Raises:
+        ModelError: it was not fetched, or the note is damaged.
+    """
+    path = entry.place / NOTE_FILE
+    try:
+        return Note.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ModelError(
+            f"{entry.name} is not on this machine. Get it with `textseg weights fetch {entry.name}`."
+        ) from error
+    except ValidationError as error:
+        raise ModelError(
+            f"The note of what was fetched, {path}, is damaged. Fetch {entry.name} again with --again."
+        ) from error
