@@ -1,4 +1,4 @@
-"""`textseg plan`: from a dataset to a plan with its reasons, and the table of what is wrong with a dataset."""
+"""`textseg plan`: from a dataset to a plan with its reasons; and a table of what is wrong with a dataset."""
 
 from __future__ import annotations
 
