@@ -85,6 +85,15 @@ def _c_value(argument: Tensor | int | np.generic) -> Any:
     return ctypes.c_longlong(argument)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """Tensors here are so small that starting a second thread takes longer than the work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def _cpu_launch(tmp_path_factory: pytest.TempPathFactory) -> CpuLaunch:
     if shutil.which("g++") is None:
