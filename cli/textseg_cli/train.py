@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,8 +62,7 @@ def train(
     text, model = text or plan_folder, out or run / "model"
     compute = choose_compute(device.value)
     with screen.progress() as progress:
-        progress("gathering", 0, 1)
-        _gather_once(plan_folder, data, arrays, plan)
+        _gather_once(plan_folder, data, arrays, plan, progress)
 
         def report(step: Step) -> None:
             progress(f"loss {step.loss:.3f}", step.number, step.of)
@@ -96,7 +97,9 @@ def _put_beside(model: Path, plan: Plan, plan_folder: Path, text: Path) -> None:
         _copy_text_tower(text, model)
 
 
-def _gather_once(plan_folder: Path, data: Path | None, arrays: Path, plan: Plan) -> None:
+def _gather_once(
+    plan_folder: Path, data: Path | None, arrays: Path, plan: Plan, progress: Callable[[str, int, int], None]
+) -> None:
     from textseg.prompts import default_lexicon
     from textseg.train.cases import INDEX_FILE
     from textseg.train.gather import SOURCES_FILE, gather
@@ -109,7 +112,15 @@ def _gather_once(plan_folder: Path, data: Path | None, arrays: Path, plan: Plan)
             f"Training needs arrays, but {arrays} has no {INDEX_FILE}; to gather them, give --data and a "
             f"plan's folder with {SOURCES_FILE}."
         )
-    gather(data, arrays, plan, sources, default_lexicon())
+    gather(
+        data,
+        arrays,
+        plan,
+        sources,
+        default_lexicon(),
+        workers=os.cpu_count() or 1,
+        progress=lambda done, of: progress("preparing cases", done, of),
+    )
 
 
 def _copy_text_tower(text: Path, model: Path) -> None:

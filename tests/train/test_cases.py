@@ -6,7 +6,18 @@ import numpy as np
 import pytest
 
 from textseg.errors import DatasetError
-from textseg.train.cases import Case, CaseFacts, Target, read_case, read_index, write_case, write_index
+from textseg.train.cases import (
+    Case,
+    CaseFacts,
+    Target,
+    find_places,
+    is_made,
+    read_case,
+    read_index,
+    read_place,
+    write_case,
+    write_index,
+)
 
 TUMOUR = Target("left_kidney", "tumor")
 FACTS = CaseFacts(
@@ -56,3 +67,25 @@ def test_a_folder_without_an_index_is_refused(tmp_path):
 def test_keys_tell_a_structure_from_a_finding_in_it():
     targets = [Target("left_kidney"), TUMOUR, Target(None, "tumor"), Target("tumor")]
     assert len({target.key for target in targets}) == len(targets)
+
+
+def test_places_come_back_as_they_were_found(tmp_path):
+    case = drawn_case(FACTS, image=True)
+    write_case(case, tmp_path)
+    found, again = find_places(case), read_place(FACTS, tmp_path)
+    assert again.voxels == found.voxels
+    assert again.air == found.air == float(case.image.min())
+    assert list(again.centres) == list(found.centres)
+    for target in found.centres:
+        np.testing.assert_array_equal(again.centres[target], found.centres[target])
+
+
+def test_a_case_is_made_only_if_it_is_whole_and_of_the_same_origin(tmp_path):
+    case = drawn_case(FACTS, image=False)
+    assert not is_made(FACTS, tmp_path, "one plan")
+    write_case(case, tmp_path, "one plan")
+    assert is_made(FACTS, tmp_path, "one plan")
+    assert not is_made(FACTS, tmp_path, "another plan")
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-30])
+    assert not is_made(FACTS, tmp_path, "one plan")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -84,9 +85,14 @@ def gathered(tmp_path, plan, lexicon):
         arrays = tmp_path / "arrays"
         facts = gather(tmp_path, arrays, plan, tmp_path / SOURCES_FILE, lexicon)
         assert read_index(arrays) == facts
-        return {entry.name: read_case(entry, arrays) for entry in facts}
+        return {entry.name: in_memory(read_case(entry, arrays)) for entry in facts}
 
     return run
+
+
+def in_memory(case):
+    image = None if case.image is None else np.asarray(case.image)
+    return replace(case, labels=np.asarray(case.labels), image=image)
 
 
 @pytest.fixture
@@ -278,7 +284,7 @@ def test_parcels_of_a_pair_count_as_one_name(gathered, tmp_path, anatomy, grid):
     case = gathered(pair)["t1"]
     assert set(np.unique(case.labels)) == {0, 3, 17, 42}
     assert case.facts.split == "validation"
-    assert case.facts.spacing_mm == (1.5, 1.5, 1.5)
+    assert case.facts.spacing_mm == (2.0, 2.0, 2.0)
     left, right = (np.argwhere(case.labels == value) for value in (3, 42))
     assert left[:, 0].mean() < right[:, 0].mean()
     assert np.median(case.image[case.labels == 3]) > np.median(case.image[case.labels == 0])
@@ -423,3 +429,44 @@ def test_what_real_annotations_call_complete_is_named(sources, shared_data):
             (names,) = documents_of(source, shared_data)
             for case in json.loads(annotated.read_text(encoding="utf-8")).values():
                 assert set(case["complete"]) <= set(names)
+
+
+# Stopped, and gone on with.
+
+
+def modified(arrays):
+    return {path.name: path.stat().st_mtime_ns for path in arrays.glob("*.zip")}
+
+
+def test_what_is_there_is_not_made_again_unless_its_scan_changed(
+    tmp_path, gathered, scans, ct, grid, anatomy
+):
+    arrays = tmp_path / "arrays"
+    gathered(SCANS)
+    before = modified(arrays)
+    gathered(SCANS)
+    assert modified(arrays) == before
+    write_scan(scans, "axial", ct + np.int16(1), anatomy, grid)
+    gathered(SCANS)
+    after = modified(arrays)
+    assert after["sagittal.zip"] == before["sagittal.zip"]
+    assert after["axial.zip"] != before["axial.zip"]
+
+
+def test_two_processes_make_what_one_makes(tmp_path, plan, lexicon, gathered, scans):
+    alone = gathered(SCANS)
+    together, calls = tmp_path / "together", []
+    gather(
+        tmp_path,
+        together,
+        plan,
+        tmp_path / SOURCES_FILE,
+        lexicon,
+        workers=2,
+        progress=lambda done, of: calls.append((done, of)),
+    )
+    assert calls == [(0, 2), (1, 2), (2, 2)]
+    for facts in read_index(together):
+        case = read_case(facts, together)
+        np.testing.assert_array_equal(case.labels, alone[facts.name].labels)
+        np.testing.assert_array_equal(case.image, alone[facts.name].image)

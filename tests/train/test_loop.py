@@ -13,8 +13,9 @@ import torch
 
 from textseg.errors import TextsegError
 from textseg.network.build import build_network
+from textseg.train.cases import find_places
 from textseg.train.loop import LOG_FILE, STATE_FILE, SampleStream, learning_rate, train
-from textseg.train.sampling import PatchSampler, find_places
+from textseg.train.sampling import PatchSampler
 
 CPU = torch.device("cpu")
 # Each call trains one step and stops.
@@ -42,7 +43,7 @@ def make_stream(phantom_cases, lexicon, any_vectors):
     """The samples of both phantoms for a plan's recipe."""
 
     def make(plan):
-        places = [find_places(case, np.random.default_rng(0)) for case in phantom_cases]
+        places = [find_places(case) for case in phantom_cases]
         sampler = PatchSampler(places, plan, lexicon)
         recipe = plan.training
         return SampleStream(sampler, any_vectors(sampler.targets()), recipe.seed, recipe.steps * recipe.batch)

@@ -13,9 +13,9 @@ import torch
 from scipy.ndimage import binary_erosion
 
 from textseg.errors import DatasetError
-from textseg.train.cases import Case, CaseFacts, Target
+from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Target, find_places
 from textseg.train.lesions import LESION_WORDS
-from textseg.train.sampling import FEWEST_VOXELS, PatchSampler, find_places
+from textseg.train.sampling import PatchSampler
 
 SHAPE = (22, 26, 24)
 PATCH = (24, 28, 24)
@@ -59,7 +59,7 @@ def make_sampler(with_training, lexicon):
             "mixture": {mixture: 1.0},
             "stranger_fraction": 0.0,
         } | training
-        places = [find_places(case, np.random.default_rng(0)) for case in cases]
+        places = [find_places(case) for case in cases]
         return PatchSampler(places, with_training(**numbers), lexicon)
 
     return make
@@ -389,7 +389,7 @@ def test_mixtures_are_drawn_by_their_weights(make_sampler):
 
 def test_places_lie_in_their_targets():
     case = block_case(BLOCKS, unseen=[Target("third_ventricle")])
-    place = find_places(case, np.random.default_rng(0), most=50)
+    place = find_places(case, most=50)
     assert set(place.centres) == set(BLOCKS)
     for number, target in enumerate(BLOCKS, start=1):
         assert place.centres[target].shape == (50, 3)

@@ -1,12 +1,13 @@
 """Training cases as plain arrays on their working grid: all that training reads, without any scan reader.
 
-A folder of arrays holds `index.json` and one compressed .npz a case, so it can be carried to a machine that
-has nothing but torch and numpy.
+A folder of arrays holds `index.json` and one file of compressed blocks a case, so it can be carried to a
+machine that has nothing but torch and numpy, and a patch is read without the rest of its case.
 """
 
 from __future__ import annotations
 
 import json
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,11 +15,17 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from textseg.embeddings.files import write_bytes
 from textseg.errors import DatasetError
+from textseg.train.blocks import BlockedArray, read_blocks, write_blocks
 from textseg.volume import Modality
 
 INDEX_FILE = "index.json"
 Split = Literal["train", "validation"]
+# A structure that only just reaches into a patch is asked for as neither present nor absent.
+FEWEST_VOXELS = 12
+# How many voxels of each target are remembered as places to draw a patch around.
+MOST_PLACES = 300
 
 
 @dataclass(frozen=True)
@@ -54,27 +61,85 @@ class CaseFacts:
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A case in memory, in canonical axes at the working spacing.
+    """A case in canonical axes at the working spacing, in memory or in a file that is read block by block.
 
     labels (x, y, z) uint8 or int16; image (x, y, z) float16, normalised, or None for a label map, whose image
     is synthesised.
     """
 
     facts: CaseFacts
-    labels: NDArray[Any]
-    image: NDArray[np.float16] | None
+    labels: NDArray[Any] | BlockedArray
+    image: NDArray[np.float16] | BlockedArray | None
 
 
-def write_case(case: Case, folder: Path) -> None:
-    arrays: dict[str, NDArray[Any]] = {"labels": case.labels}
+@dataclass(frozen=True, eq=False)
+class Place:
+    """A case with some of the places where each of its targets lies, so patches can be drawn around them.
+
+    centres: voxels (n, 3) of each target that the case really shows; voxels: how many each has; air: the
+    value of the image beyond its borders.
+    """
+
+    case: Case
+    centres: dict[Target, NDArray[Any]]
+    voxels: dict[Target, int]
+    air: float
+
+
+def find_places(case: Case, most: int = MOST_PLACES) -> Place:
+    """Up to `most` voxels of each target; the same ones for a case of the same name."""
+    random = np.random.default_rng(zlib.crc32(case.facts.name.encode()))
+    labels = np.asarray(case.labels)
+    order = np.argsort(labels, axis=None, kind="stable")
+    values, starts = np.unique(labels.reshape(-1)[order], return_index=True)
+    runs = dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
+    centres, voxels = {}, {}
+    for target, wanted in case.facts.targets:
+        found = [runs[label] for label in wanted if label in runs]
+        if sum(map(len, found)) >= FEWEST_VOXELS:
+            chosen = random.choice(np.concatenate(found), size=most)
+            centres[target] = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
+            voxels[target] = sum(map(len, found))
+    return Place(case, centres, voxels, 0.0 if case.image is None else float(np.asarray(case.image).min()))
+
+
+def write_case(case: Case, folder: Path, made_from: str = "") -> None:
+    """Write a case with its places.
+
+    Args:
+        made_from: what the case was made from, to see later whether it needs to be made again.
+    """
+    place = find_places(case)
+    volumes = {"labels": np.asarray(case.labels)}
     if case.image is not None:
-        arrays["image"] = case.image
-    np.savez_compressed(folder / f"{case.facts.name}.npz", **arrays)  # type: ignore[arg-type]
+        volumes["image"] = np.asarray(case.image)
+    targets = [target for target, _ in case.facts.targets]
+    shown = [i for i, target in enumerate(targets) if target in place.centres]
+    centres = [place.centres[targets[i]] for i in shown]
+    tables = {"centres": np.concatenate(centres).astype(np.int16) if centres else np.empty((0, 3), np.int16)}
+    facts = {
+        "made_from": made_from,
+        "air": place.air,
+        "shown": [[i, len(c), place.voxels[targets[i]]] for i, c in zip(shown, centres, strict=True)],
+    }
+    write_blocks(case_path(case.facts, folder), volumes, tables, facts)
 
 
 def write_index(facts: list[CaseFacts], folder: Path) -> None:
     document = {"cases": [asdict(entry) for entry in facts]}
-    (folder / INDEX_FILE).write_text(json.dumps(document, indent=1), encoding="utf-8")
+    write_bytes(folder / INDEX_FILE, json.dumps(document, indent=1).encode())
+
+
+def case_path(facts: CaseFacts, folder: Path) -> Path:
+    return folder / f"{facts.name}.zip"
+
+
+def is_made(facts: CaseFacts, folder: Path, made_from: str) -> bool:
+    """Whether the folder holds this case, whole and made from just this."""
+    try:
+        return bool(read_blocks(case_path(facts, folder))[2]["made_from"] == made_from)
+    except DatasetError:
+        return False
 
 
 def read_index(folder: Path) -> list[CaseFacts]:
@@ -92,8 +157,29 @@ def read_index(folder: Path) -> list[CaseFacts]:
 
 
 def read_case(facts: CaseFacts, folder: Path) -> Case:
-    with np.load(folder / f"{facts.name}.npz") as arrays:
-        return Case(facts, arrays["labels"], arrays.get("image"))
+    """A case whose voxels are read when they are asked for.
+
+    Raises:
+        DatasetError: its file is missing or broken.
+    """
+    return read_place(facts, folder).case
+
+
+def read_place(facts: CaseFacts, folder: Path) -> Place:
+    """A case with its places, whose voxels are read when they are asked for.
+
+    Raises:
+        DatasetError: its file is missing or broken.
+    """
+    volumes, tables, kept = read_blocks(case_path(facts, folder))
+    case = Case(facts, volumes["labels"], volumes.get("image"))
+    centres, voxels, start = {}, {}, 0
+    for index, count, size in kept["shown"]:
+        target, _ = facts.targets[index]
+        centres[target] = tables["centres"][start : start + count]
+        voxels[target] = size
+        start += count
+    return Place(case, centres, voxels, kept["air"])
 
 
 def _facts(entry: dict[str, Any]) -> CaseFacts:

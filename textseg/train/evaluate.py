@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,15 @@ from textseg.network.build import PromptableNetwork
 from textseg.normalise import normalise
 from textseg.plan import Plan
 from textseg.sliding import segment_windows
-from textseg.train.cases import Case, CaseFacts, Split, Target, read_case, read_index
-from textseg.train.sampling import FEWEST_VOXELS
+from textseg.train.cases import (
+    FEWEST_VOXELS,
+    Case,
+    CaseFacts,
+    Split,
+    Target,
+    read_case,
+    read_index,
+)
 from textseg.train.synth import synthesise
 from textseg.volume import Modality
 
@@ -64,7 +71,7 @@ def evaluate(
     for facts in read_index(arrays):
         if facts.split != split or (mixtures is not None and facts.mixture not in mixtures):
             continue
-        case = read_case(facts, arrays)
+        case = _in_memory(read_case(facts, arrays))
         for modality in _modalities(facts):
             image = _image(case, modality, plan)
             yield from _scores(network, vectors, case, modality, image, plan, compute)
@@ -88,11 +95,17 @@ def _scores(
     for (target, values), logits, presence in zip(
         targets, answer.logits, answer.presence.tolist(), strict=True
     ):
-        reference = np.isin(case.labels, values)
+        reference = np.isin(np.asarray(case.labels), values)
         predicted = above_threshold(logits, plan.masks.threshold).numpy()
         voxels = int(reference.sum())
         score = dice(predicted, reference) if voxels >= FEWEST_VOXELS else None
         yield Score(case.facts.name, kind, target, voxels, score, presence, int(predicted.sum()))
+
+
+def _in_memory(case: Case) -> Case:
+    return replace(
+        case, labels=np.asarray(case.labels), image=None if case.image is None else np.asarray(case.image)
+    )
 
 
 def _modalities(facts: CaseFacts) -> tuple[Modality, ...]:
@@ -103,7 +116,7 @@ def _modalities(facts: CaseFacts) -> tuple[Modality, ...]:
 
 def _image(case: Case, modality: Modality, plan: Plan) -> Tensor:
     if case.image is not None:
-        return torch.from_numpy(case.image.astype(np.float32))
+        return torch.from_numpy(np.asarray(case.image, np.float32))
     random = np.random.default_rng([zlib.crc32(case.facts.name.encode()), modality == "ct"])
-    labels = torch.from_numpy(case.labels.astype(np.int64))
+    labels = torch.from_numpy(np.asarray(case.labels, np.int64))
     return normalise(synthesise(labels, case.facts.tissues, modality, random), plan.intensity[modality])

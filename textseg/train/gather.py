@@ -7,10 +7,14 @@ which folders, how they are split, and by which group's spacing they are prepare
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,36 +30,95 @@ from textseg.prepare import content_box, working_grid
 from textseg.prompts import Lexicon, understand
 from textseg.resample import resample
 from textseg.scan import LabelMap, read_label_map, read_scan
-from textseg.train.cases import Case, CaseFacts, Split, Target, write_case, write_index
+from textseg.train.cases import Case, CaseFacts, Split, Target, is_made, write_case, write_index
 from textseg.train.phantom import LEGEND, torso_phantom
 from textseg.volume import Modality, Volume
 
 SOURCES_FILE = "sources.json"
+# Raised whenever cases come out differently, so that old ones are made again.
+RECIPE_VERSION = 1
 
 
-def gather(data: Path, arrays: Path, plan: Plan, sources: Path, lexicon: Lexicon) -> list[CaseFacts]:
+@dataclass(frozen=True)
+class CaseJob:
+    """A case that can be made: what is known of it already, the files it comes from, and how."""
+
+    facts: CaseFacts
+    files: tuple[Path, ...]
+    make: Callable[[], Case]
+
+    def made_from(self, plan: Plan) -> str:
+        """A digest of all that the case depends on; the same one means that it need not be made again."""
+        files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
+        intensity = {name: entry.model_dump() for name, entry in plan.intensity.items()}
+        depends = (RECIPE_VERSION, asdict(self.facts), files, intensity, plan.margin_mm)
+        return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def gather(
+    data: Path,
+    arrays: Path,
+    plan: Plan,
+    sources: Path,
+    lexicon: Lexicon,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[CaseFacts]:
     """Write every case of the sources as arrays; returns their facts.
+
+    Cases that are there already, made from the same files by the same plan, are left as they are: a gathering
+    that was stopped goes on.
 
     Args:
         data: the folder that the sources' folders are in.
         arrays: where the arrays go; made where it is missing.
         sources: the JSON file that names the folders.
+        workers: processes that make cases at the same time.
+        progress: called with the cases done and all of them.
 
     Raises:
         DatasetError: a folder is missing or empty, two cases have one name, or a label's name is not in the
             lexicon.
     """
     arrays.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, CaseFacts] = {}
+    jobs: dict[str, CaseJob] = {}
     for source in json.loads(sources.read_text(encoding="utf-8"))["sources"]:
-        for case in _cases(data, source, plan, lexicon):
-            name = case.facts.name
-            if name in facts:
+        for job in _jobs(data, source, plan, lexicon):
+            name = job.facts.name
+            if name in jobs:
                 raise DatasetError(f"A case needs a name of its own, got {name!r} twice. Rename one of them.")
-            write_case(case, arrays)
-            facts[name] = case.facts
-    write_index(list(facts.values()), arrays)
-    return list(facts.values())
+            jobs[name] = job
+    missing = [job for job in jobs.values() if not is_made(job.facts, arrays, job.made_from(plan))]
+    there = len(jobs) - len(missing)
+    progress(there, len(jobs))
+    for made, _ in enumerate(_made(missing, arrays, plan, workers), start=1):
+        progress(there + made, len(jobs))
+    facts = [job.facts for job in jobs.values()]
+    write_index(facts, arrays)
+    return facts
+
+
+def _made(jobs: Sequence[CaseJob], arrays: Path, plan: Plan, workers: int) -> Iterator[None]:
+    if workers <= 1 or len(jobs) <= 1:
+        for job in jobs:
+            _make(job, arrays, job.made_from(plan))
+            yield
+        return
+    # Not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
+        begun = [pool.submit(_make, job, arrays, job.made_from(plan)) for job in jobs]
+        for ended in as_completed(begun):
+            ended.result()
+            yield
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def _make(job: CaseJob, arrays: Path, made_from: str) -> None:
+    write_case(job.make(), arrays, made_from)
 
 
 def named_targets(
@@ -105,23 +168,23 @@ def asked_for(name: str) -> bool:
     return name not in NOT_ASKED_FOR and not name.startswith(BODY)
 
 
-def _cases(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
+def _jobs(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[CaseJob]:
     layout = source["layout"]
     if layout == "phantom":
-        yield from _phantom_cases(source, plan, lexicon)
+        yield from _phantom_jobs(source, plan, lexicon)
     elif layout == "pair":
-        yield _paired_case(data, source, plan, lexicon)
+        yield _pair_job(data, source, plan, lexicon)
     else:
         folder = data / source["folder"]
         if not folder.is_dir():
             raise DatasetError(
                 f"The source folder {folder} is missing. Which folder holds the training data?"
             )
-        read = _nnunet_cases if layout == "nnunet" else _label_map_cases
+        read = _nnunet_jobs if layout == "nnunet" else _label_map_jobs
         yield from read(folder, source, plan, lexicon)
 
 
-def _nnunet_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
+def _nnunet_jobs(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[CaseJob]:
     names = _labels(json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"])
     complete = folder / "annotated.json"
     annotated = json.loads(complete.read_text(encoding="utf-8")) if complete.is_file() else {}
@@ -130,7 +193,7 @@ def _nnunet_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: 
     for path in paths:
         name = path.name[:-7]
         known = frozenset(annotated[name]["complete"]) if name in annotated else None
-        image = read_scan(folder / "imagesTr" / f"{name}_0000.nii.gz")
+        image = folder / "imagesTr" / f"{name}_0000.nii.gz"
         facts = CaseFacts(
             name=name,
             group=source["group"],
@@ -140,10 +203,12 @@ def _nnunet_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: 
             modality=_modality(name, source),
             targets=named_targets(names, lexicon, known),
         )
-        yield _image_case(facts, image, read_label_map(path), plan)
+        yield CaseJob(facts, (image, path), partial(_read_image_case, facts, image, path, plan))
 
 
-def _label_map_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
+def _label_map_jobs(
+    folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon
+) -> Iterator[CaseJob]:
     document = json.loads((folder / "names.json").read_text(encoding="utf-8"))
     paths = _label_files(folder)
     splits = _splits([path.name[:-7] for path in paths], source)
@@ -161,7 +226,7 @@ def _label_map_cases(folder: Path, source: Mapping[str, Any], plan: Plan, lexico
             targets=targets,
             tissues={v: BODY if n.startswith(BODY) else n for n, v in names.items()} | AROUND,
         )
-        yield _label_map_case(facts, read_label_map(path))
+        yield CaseJob(facts, (path,), partial(_read_label_map_case, facts, path))
 
 
 def _label_files(folder: Path) -> list[Path]:
@@ -190,6 +255,14 @@ NOT_ASKED_FOR = frozenset(
 )
 # Values for what is drawn around organs that come without a body; no label map uses them.
 AROUND = {250: "soft tissue", 251: "skull bone"}
+
+
+def _read_image_case(facts: CaseFacts, image: Path, labels: Path, plan: Plan) -> Case:
+    return _image_case(facts, read_scan(image), read_label_map(labels), plan)
+
+
+def _read_label_map_case(facts: CaseFacts, labels: Path) -> Case:
+    return _label_map_case(facts, read_label_map(labels))
 
 
 def _image_case(facts: CaseFacts, image: Volume, labels: LabelMap, plan: Plan) -> Case:
@@ -229,14 +302,10 @@ def _with_tissue_around(labels: np.ndarray, facts: CaseFacts) -> np.ndarray:
     return around
 
 
-def _paired_case(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Case:
+def _pair_job(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> CaseJob:
     """One image with one label map; `ranges` of values, such as a cortex's parcels, count as one name."""
-    labels = read_label_map(data / source["labels"])
     document = json.loads((data / source["names_from"]).read_text(encoding="utf-8"))
     names = _labels(document["labels"])
-    merged = labels.labels.astype(np.int32)
-    for name, (lowest, highest) in source["ranges"].items():
-        merged[(merged >= lowest) & (merged <= highest)] = names[name]
     facts = CaseFacts(
         name=source["name"],
         group=source["group"],
@@ -246,17 +315,26 @@ def _paired_case(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lex
         modality=source["modality"],
         targets=named_targets(names, lexicon),
     )
-    return _image_case(facts, read_scan(data / source["image"]), replace(labels, labels=merged), plan)
+    image, labels = data / source["image"], data / source["labels"]
+    ranges = {names[name]: (lowest, highest) for name, (lowest, highest) in source["ranges"].items()}
+    return CaseJob(facts, (image, labels), partial(_read_paired_case, facts, image, labels, ranges, plan))
 
 
-def _phantom_cases(source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[Case]:
+def _read_paired_case(
+    facts: CaseFacts, image: Path, labels: Path, ranges: Mapping[int, tuple[int, int]], plan: Plan
+) -> Case:
+    label_map = read_label_map(labels)
+    merged = label_map.labels.astype(np.int32)
+    for value, (lowest, highest) in ranges.items():
+        merged[(merged >= lowest) & (merged <= highest)] = value
+    return _image_case(facts, read_scan(image), replace(label_map, labels=merged), plan)
+
+
+def _phantom_jobs(source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[CaseJob]:
     """Torsos of our own, drawn from the seed that the source names."""
     spacing = plan.spacing_for(source["group"])
     targets = named_targets({name: v for v, name in LEGEND.items() if asked_for(name)}, lexicon)
     for number in range(source["count"]):
-        random = np.random.default_rng([source["seed"], number])
-        height = int(random.integers(100, 190))
-        grid = Geometry((116, 92, height), np.diag([*spacing, 1.0]))
         facts = CaseFacts(
             name=f"phantom_{number:02d}",
             group=source["group"],
@@ -267,7 +345,15 @@ def _phantom_cases(source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> I
             targets=targets,
             tissues=LEGEND,
         )
-        yield Case(facts, torso_phantom(random, grid), None)
+        yield CaseJob(facts, (), partial(_phantom_case, facts, source["seed"], number))
+
+
+def _phantom_case(facts: CaseFacts, seed: int, number: int) -> Case:
+    random = np.random.default_rng([seed, number])
+    extent_mm = np.array([348.0, 276.0, random.uniform(300, 570)])
+    x, y, z = (round(mm / voxel) for mm, voxel in zip(extent_mm, facts.spacing_mm, strict=True))
+    grid = Geometry((x, y, z), np.diag([*facts.spacing_mm, 1.0]))
+    return Case(facts, torso_phantom(random, grid), None)
 
 
 def _on_grid(labels: LabelMap, grid: Geometry) -> np.ndarray:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from textseg.device import Compute, describe_device
@@ -18,10 +17,10 @@ from textseg.network.weights import save_network
 from textseg.plan import Plan
 from textseg.prompts import Lexicon
 from textseg.train.card import write_card
-from textseg.train.cases import read_case, read_index
+from textseg.train.cases import read_index, read_place
 from textseg.train.evaluate import Score, evaluate
 from textseg.train.loop import SampleStream, Step, Trained, train
-from textseg.train.sampling import PatchSampler, find_places
+from textseg.train.sampling import PatchSampler
 from textseg.train.words import target_vectors
 
 INTRODUCTION_FILE = "card_introduction.md"
@@ -70,9 +69,8 @@ def run_recipe(
 def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> SampleStream:
     """The recipe's endless but fixed sequence of samples."""
     recipe = plan.training
-    random = np.random.default_rng(recipe.seed)
-    cases = [read_case(facts, arrays) for facts in read_index(arrays) if facts.split == "train"]
-    sampler = PatchSampler([find_places(case, random) for case in cases], plan, lexicon)
+    places = [read_place(facts, arrays) for facts in read_index(arrays) if facts.split == "train"]
+    sampler = PatchSampler(places, plan, lexicon)
     vectors = target_vectors(sampler.targets(), load_own_encoder(model, plan.text), lexicon, recipe.seed)
     return SampleStream(sampler, vectors, recipe.seed, recipe.steps * recipe.batch)
 

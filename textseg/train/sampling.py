@@ -14,13 +14,11 @@ from textseg.errors import DatasetError
 from textseg.normalise import normalise
 from textseg.plan import Plan
 from textseg.prompts import Lexicon
-from textseg.train.cases import Case, Target
+from textseg.train.cases import FEWEST_VOXELS, Case, Place, Target
 from textseg.train.lesions import LESION_WORDS, Lesion, add_lesion
 from textseg.train.synth import smooth_noise, synthesise
 from textseg.volume import Modality
 
-# A structure that only just reaches into a patch is asked for as neither present nor absent.
-FEWEST_VOXELS = 12
 # How often a label map is drawn as CT; the rest as MR of random contrast.
 CT_FRACTION: Mapping[str, float] = {"torso": 0.65, "head_neck": 0.8, "phantom": 0.7, "brain": 0.0}
 # Groups of the lexicon that lie so far from a mixture's cases that these can't show them: what a case does
@@ -47,31 +45,6 @@ class Sample:
     masks: Tensor
     sharing: tuple[Target, ...]
     shares: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class Place:
-    """A case with some of the places where each of its targets lies, so patches can be drawn around them."""
-
-    case: Case
-    centres: dict[Target, np.ndarray]
-    voxels: dict[Target, int]
-
-
-def find_places(case: Case, random: np.random.Generator, most: int = 300) -> Place:
-    """Up to `most` voxels (n, 3) of each target that the case really shows."""
-    flat = case.labels.ravel()
-    order = np.argsort(flat, kind="stable")
-    values, starts = np.unique(flat[order], return_index=True)
-    runs = dict(zip(values.tolist(), np.split(order, starts[1:]), strict=True))
-    centres, voxels = {}, {}
-    for target, labels in case.facts.targets:
-        found = [runs[label] for label in labels if label in runs]
-        if sum(map(len, found)) >= FEWEST_VOXELS:
-            chosen = random.choice(np.concatenate(found), size=most)
-            centres[target] = np.stack(np.unravel_index(chosen, case.labels.shape), axis=1)
-            voxels[target] = sum(map(len, found))
-    return Place(case, centres, voxels)
 
 
 class PatchSampler:
@@ -117,7 +90,7 @@ class PatchSampler:
         strangers = self._far_from(place)
         if strangers and random.random() < self.plan.training.stranger_fraction:
             return self._strange(place, centre, strangers, random)
-        labels, image = _cut(place.case, centre, self.plan.training.patch_voxels, random)
+        labels, image = _cut(place, centre, self.plan.training.patch_voxels, random)
         image, lesion = self._image(place.case, labels, image, random)
         image = _varied(image, random)
         present, absent = self._answers(place, labels, lesion, random)
@@ -134,7 +107,7 @@ class PatchSampler:
         group = self._spacing_group(strangers[random.integers(len(strangers))])
         fitting = [target for target in strangers if self._spacing_group(target) == group]
         zoom = np.divide(self.plan.spacing_for(group), place.case.facts.spacing_mm)
-        labels, image = _cut(place.case, centre, self.plan.training.patch_voxels, random, zoom)
+        labels, image = _cut(place, centre, self.plan.training.patch_voxels, random, zoom)
         image, _ = self._image(place.case, labels, image, random)
         shuffled = [fitting[i] for i in random.permutation(len(fitting))]
         targets, masks = self._chosen({}, shuffled, None, random)
@@ -319,7 +292,7 @@ def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:
 
 
 def _cut(
-    case: Case,
+    place: Place,
     centre: np.ndarray,
     shape: Sequence[int],
     random: np.random.Generator,
@@ -329,19 +302,19 @@ def _cut(
 
     Each patch voxel is `zoom` voxels of the case wide.
     """
+    case = place.case
     grid = _patch_positions(centre, shape, zoom, random)
     low = np.floor(grid.reshape(-1, 3).min(axis=0)).astype(int) - 1
     high = np.ceil(grid.reshape(-1, 3).max(axis=0)).astype(int) + 2
     start = np.clip(low, 0, np.array(case.labels.shape) - 1)
     stop = np.clip(high, start + 1, case.labels.shape)
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    x, y, z = (slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
     unit = (2 * (grid - start) + 1) / (stop - start) - 1
     where = torch.from_numpy(unit[None, ..., ::-1].astype(np.float32).copy())
-    labels = _sampled(case.labels[box], where, "nearest", fill=0.0).round().long()
+    labels = _sampled(case.labels[x, y, z], where, "nearest", fill=0.0).round().long()
     if case.image is None:
         return labels, None
-    air = float(case.image.min())
-    return labels, _sampled(case.image[box], where, "bilinear", fill=air)
+    return labels, _sampled(case.image[x, y, z], where, "bilinear", fill=place.air)
 
 
 def _sampled(voxels: np.ndarray, where: Tensor, mode: str, fill: float) -> Tensor:
