@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
@@ -53,15 +54,17 @@ def gather(
     """
     _check("scan", scan, 3, ("int16", "float32"))
     _check("out", out, 5, ("float16",), like=scan)
-    transforms = np.ascontiguousarray(maps, np.float64)
+    transforms = np.array(maps, np.float64, order="C")
     if transforms.shape != (len(out), 3, 4):
         raise ValueError(
             f"Maps are (batch, 3, 4), one for each of {len(out)} patches, got {transforms.shape}."
         )
     if not 0 <= channel < out.shape[4]:
         raise ValueError(f"The channel is one of {out.shape[4]}, counted from 0, got {channel}.")
-    if not sd > 0:
-        raise ValueError(f"A standard deviation is above zero, got {sd}. Is the scan constant?")
+    if not 0 < sd < math.inf:
+        raise ValueError(f"A standard deviation is above zero and finite, got {sd}. Is the scan constant?")
+    if not (math.isfinite(mean) and math.isfinite(padding)):
+        raise ValueError(f"Mean and padding are finite, got {mean} and {padding}.")
     if not lowest <= highest:
         raise ValueError(f"The lowest intensity is at most the highest, got {lowest} and {highest}.")
     _check_not_empty("scan", scan.shape)
@@ -95,7 +98,7 @@ def blend(
     """
     _check("logits", logits, 5, ("float16", "float32"))
     _check("slab", slab, 4, ("float32",), like=logits)
-    firsts = np.ascontiguousarray(np.reshape(np.asarray(starts, np.int64), (-1, 3)))
+    firsts = np.array(starts, np.int64, order="C").reshape(-1, 3)
     if len(firsts) != len(logits):
         raise ValueError(f"Each window has a start, got {len(firsts)} starts for {len(logits)} windows.")
     if len(slab) != logits.shape[1]:
@@ -259,7 +262,7 @@ def _check_finalise(
             )
     if len(shape) != 3 or min(shape) < 0:
         raise ValueError(f"A grid has three sizes, none below zero, got {shape}.")
-    transform = np.ascontiguousarray(map, np.float64)
+    transform = np.array(map, np.float64, order="C")
     if transform.shape != (3, 4):
         raise ValueError(f"A map from the scan's voxels to the slab's is (3, 4), got {transform.shape}.")
     return transform

@@ -132,6 +132,8 @@ def test_the_twin_agrees_with_resampling(rng, turned, oblique):
         ({"channel": 2}, "one of 2, counted from 0, got 2"),
         ({"sd": 0.0}, "above zero"),
         ({"sd": float("nan")}, "above zero"),
+        ({"mean": float("nan")}, "Mean and padding are finite, got nan and -1.5"),
+        ({"padding": float("inf")}, "Mean and padding are finite"),
         ({"lowest": 2.0, "highest": 1.0}, "at most the highest"),
         ({"out": torch.zeros(1, 2, 3, 4, 2, dtype=torch.float16, device="meta")}, "on one device"),
     ],
