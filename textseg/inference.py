@@ -19,6 +19,7 @@ from textseg.errors import PromptError
 from textseg.masks import above_threshold, fill_holes, largest_component
 from textseg.models import ModelFolder, find_model
 from textseg.network.build import for_inference
+from textseg.network.nnunet import NnunetModel
 from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
 from textseg.prepare import prepare, restore_mask
@@ -53,7 +54,7 @@ def segment(
     Args:
         scan: a file, a DICOM folder, the files of several channels, or a `Volume`.
         prompts: sentences such as "left kidney tumor".
-        model: "default", another shipped model, or a model's folder: ours, or one of VoxTell.
+        model: "default", another shipped model, or a model's folder: ours, or one of VoxTell or nnU-Net.
         device: "auto", "cpu" or "cuda".
         modality: "ct", "mr" or "pet"; None takes the scan's own word for it, else judges by its values.
 
@@ -70,7 +71,7 @@ class Segmenter:
     """A model that stays loaded and segments one scan after another.
 
     Args:
-        model: "default", another shipped model, or a model's folder: ours, or one of VoxTell.
+        model: "default", another shipped model, or a model's folder: ours, or one of VoxTell or nnU-Net.
         device: "auto", "cpu" or "cuda".
         threads: processor threads; None for torch's own choice.
         text_encoder: another encoder in place of the model's own, of the same width; for VoxTell, one for the
@@ -90,6 +91,9 @@ class Segmenter:
         self._foreign: ForeignModel | None = None
         if self.model.kind == "voxtell":
             self._foreign = VoxTellModel(self.model.path, self.compute.device, text_encoder)
+            return
+        if self.model.kind == "nnunet":
+            self._foreign = NnunetModel(self.model.path, self.compute.device)
             return
         self.plan = self.model.plan
         network = load_network(self.model.path, self.plan)

@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from textseg.errors import ModelError, PromptError
+from textseg.network.nnunet_folder import (
+    DATASET_FILE,
+    PLANS_FILE,
+    find_checkpoints,
+    is_nnunet_folder,
+    read_nnunet_folder,
+)
 from textseg.network.voxtell import plan as voxtell
 from textseg.plan import PLAN_FILE, Plan, read_plan
 from textseg.prompts import Prompt, clean, understand
@@ -20,8 +27,8 @@ from textseg.registry.entries import all_entries
 CARD_FILE = "card.md"
 WEIGHTS_FILES = ("network.safetensors", "text_tower.safetensors", "vocabulary.json")
 
-Kind = Literal["textseg", "voxtell"]
-KINDS: dict[Kind, str] = {"textseg": "textseg", "voxtell": "VoxTell"}
+Kind = Literal["textseg", "voxtell", "nnunet"]
+KINDS: dict[Kind, str] = {"textseg": "textseg", "voxtell": "VoxTell", "nnunet": "nnU-Net"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,9 @@ class ModelFolder:
         """What it is for, in a sentence."""
         if self.kind == "textseg":
             return self.plan.summary
+        if self.kind == "nnunet":
+            labels = read_nnunet_folder(self.path).labels
+            return f"An nnU-Net (Isensee et al. 2021) trained on {len(labels)} label(s)."
         return "VoxTell (Rokuss et al. 2025): any words, CT, MR and PET; research use, not commercial."
 
     @property
@@ -63,6 +73,9 @@ class ModelFolder:
         """Of the weights, as far as they tell."""
         if self.kind == "voxtell":
             return voxtell.LICENCE
+        if self.kind == "nnunet":
+            licence = read_nnunet_folder(self.path).dataset.get("licence")
+            return str(licence) if licence else None
         return metadata_of(self.path / WEIGHTS_FILES[0]).get("license")
 
     @property
@@ -76,6 +89,10 @@ class ModelFolder:
         """The files that decide what the model says, by what they are called in records."""
         if self.kind == "textseg":
             return {name: self.path / name for name in _own_files(self.path)}
+        if self.kind == "nnunet":
+            names = (PLANS_FILE, DATASET_FILE)
+            found = [self.path / name for name in names] + list(find_checkpoints(self.path))
+            return {path.relative_to(self.path).as_posix(): path for path in found}
         weights, bank = voxtell.weights_file(self.path), voxtell.find_bank(self.path)
         paths = [self.path / voxtell.PLANS_FILE, weights, *([bank] if bank else [])]
         return {path.name: path for path in paths}
@@ -92,7 +109,7 @@ class ModelFolder:
         return sum(path.stat().st_size for path in self.files.values())
 
     def read_prompts(self, texts: Iterable[str]) -> list[Prompt]:
-        """Prompts as this kind of model reads them: ours through the lexicon, VoxTell any sentence as it is.
+        """Prompts as this kind of model reads them: ours through the lexicon, others' in their own words too.
 
         Raises:
             PromptError: a text can't be a prompt, or not one of this kind of model.
@@ -129,7 +146,7 @@ def fetched_models() -> list[ModelFolder]:
 
 
 def find_model(model: str | Path) -> ModelFolder:
-    """A shipped or fetched model by name, or any folder that holds one, of ours or of VoxTell.
+    """A shipped or fetched model by name, or any folder that holds one, of ours, VoxTell or nnU-Net.
 
     Raises:
         ModelError: there is no such model, or the folder lacks a file.
@@ -153,7 +170,7 @@ def find_model(model: str | Path) -> ModelFolder:
         hint = f" Did you mean {' or '.join(inside)} in it?" if inside else ""
         raise ModelError(
             f"The folder of a model holds {', '.join((PLAN_FILE, *WEIGHTS_FILES))}, or a VoxTell release, "
-            f"but {path} has no {' and no '.join(missing)}.{hint}"
+            f"or a trained nnU-Net, but {path} has no {' and no '.join(missing)}.{hint}"
         )
     return ModelFolder(path.resolve().name, path, kind)
 
@@ -173,7 +190,9 @@ def metadata_of(path: Path) -> dict[str, str]:
 def _kind_of(path: Path) -> Kind | None:
     if not _missing(path):
         return "textseg"
-    return "voxtell" if voxtell.is_voxtell_folder(path) else None
+    if voxtell.is_voxtell_folder(path):
+        return "voxtell"
+    return "nnunet" if is_nnunet_folder(path) else None
 
 
 def _missing(path: Path) -> list[str]:

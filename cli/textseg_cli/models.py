@@ -31,7 +31,7 @@ def list_models(context: typer.Context) -> None:
     rows = [
         (
             model.name,
-            ", ".join(model.plan.groups) if model.kind == "textseg" else "any words",
+            _groups(model),
             f"{_size_mb(model):.1f}",
             model.summary,
         )
@@ -61,6 +61,9 @@ def show(
     if model.kind == "voxtell":
         _show_voxtell(screen, model, structures)
         return
+    if model.kind == "nnunet":
+        _show_nnunet(screen, model)
+        return
     lexicon = default_lexicon()
     rows = [
         (group, " × ".join(f"{mm:g}" for mm in part.spacing_mm), str(len(lexicon.concepts_in(group))))
@@ -73,6 +76,22 @@ def show(
             screen.lines(["", f"{group}:", *(f"  {concept.name}" for concept in lexicon.concepts_in(group))])
     else:
         screen.markdown(model.card)
+
+
+def _show_nnunet(screen: Screen, model: ModelFolder) -> None:
+    from textseg.network.nnunet_folder import read_nnunet_folder
+
+    folder = read_nnunet_folder(model.path)
+    facts = {
+        "summary": model.summary,
+        "folder": str(model.path),
+        "size": f"{_size_mb(model):.1f} MB",
+        "licence": model.licence or "not told",
+        "channels": ", ".join(folder.channels),
+        "folds": ", ".join(path.parent.name for path in folder.checkpoints),
+        "labels": ", ".join(folder.labels),
+    }
+    screen.facts(model.name, facts)
 
 
 def _show_voxtell(screen: Screen, model: ModelFolder, bank_too: bool) -> None:
@@ -107,6 +126,12 @@ def _facts(model: ModelFolder) -> dict[str, str]:
         "modalities": ", ".join(modality.upper() for modality in plan.intensity),
         "reports": f"what it is at least {plan.masks.presence:.0%} sure of",
     }
+
+
+def _groups(model: ModelFolder) -> str:
+    if model.kind == "textseg":
+        return ", ".join(model.plan.groups)
+    return "any words" if model.kind == "voxtell" else "its labels"
 
 
 def _size_mb(model: ModelFolder) -> float:
