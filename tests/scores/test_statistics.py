@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import numpy as np
 import pytest
-from scipy.stats import wilcoxon
+from scipy.stats import rankdata, wilcoxon
 
-from textseg.scores.statistics import bland_altman, bootstrap_mean, compare, holm, rank_systems
+from textseg.scores.statistics import bland_altman, bootstrap_mean, compare, holm, rank_systems, signed_rank_p
 
 
 def test_the_bootstrap_interval_is_as_wide_as_theory_says():
@@ -41,6 +42,22 @@ def test_two_systems_are_compared_case_by_case():
     assert compare(b, a).difference.mean < 0
     assert compare(a, a).p == 1
     assert compare([0.3, math.nan], [0.2, 0.1]).difference.cases == 1
+
+
+def test_p_is_exact_with_ties_and_zeros():
+    differences = np.array([0.0, 0.1, 0.1, -0.1, 0.3, 0.0, 0.4, -0.2, 0.5, 0.5])
+    ranks = rankdata(np.abs(differences)) * (differences != 0)
+    positive = ranks[differences > 0].sum()
+    sums = [
+        sum(r for r, up in zip(ranks[ranks > 0], signs, strict=True) if up)
+        for signs in product((0, 1), repeat=8)
+    ]
+    tails = np.mean(np.array(sums) <= positive), np.mean(np.array(sums) >= positive)
+    assert signed_rank_p(differences) == pytest.approx(2 * min(tails))
+    assert signed_rank_p(np.array([0.3])) == 1
+    many = np.random.default_rng(4).normal(0.1, 1, 300)
+    assert signed_rank_p(many[:200]) == pytest.approx(wilcoxon(many[:200], method="approx").pvalue, rel=0.05)
+    assert signed_rank_p(many) == pytest.approx(wilcoxon(many, method="approx").pvalue)
 
 
 def test_holm_steps_down():

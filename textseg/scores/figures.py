@@ -31,6 +31,8 @@ DOT_PIXELS = 4
 LONGEST_LABEL = 40
 # Quartiles of fewer values say nothing that the values do not.
 FEWEST_FOR_BOX = 5
+# Differences of volumes that are all smaller are drawn as small as they are.
+SMALLEST_REACH_PERCENT = 10.0
 
 PAPER: Colour = (255, 255, 255)
 INK: Colour = (30, 32, 36)
@@ -150,7 +152,7 @@ def draw_bland_altman(
     differences = np.array([200 * (p - r) / (p + r) for p, r in pairs])
     agreement = bland_altman(differences, np.zeros_like(differences))
     shown = [*differences, *(limit for limit in (agreement.low, agreement.high) if math.isfinite(limit))]
-    reach = _rounded_up(max((abs(value) for value in shown), default=10.0) * 1.08)
+    reach = _rounded_up(max([SMALLEST_REACH_PERCENT, *(abs(value) * 1.08 for value in shown)]))
     low, high = (means.min(), means.max()) if pairs else (1.0, 10.0)
     powers = range(
         math.floor(math.log10(low)), max(math.ceil(math.log10(high)), math.floor(math.log10(low)) + 1) + 1

@@ -7,9 +7,9 @@ measure that is not defined for a case) and is left out of every mean.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,6 +20,7 @@ Floats = NDArray[np.float64]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 SEED = 20250101
+EXACT_PAIRS = 200
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,37 @@ def bootstrap_mean(values: ArrayLike, resamples: int = RESAMPLES, seed: int = SE
 def compare(a: ArrayLike, b: ArrayLike) -> Comparison:
     """Two systems' values of the same cases (cases,), by Wilcoxon's signed-rank test (1945), two-sided.
 
-    Cases that one of them has no value for are left out; equal values count (Pratt 1959). Without two
-    cases, or without any difference, p is 1.
+    Cases that one of them has no value for are left out; equal values count for ranks alone (Pratt 1959).
     """
     first, second = np.asarray(a, np.float64), np.asarray(b, np.float64)
     both = np.isfinite(first) & np.isfinite(second)
     differences = first[both] - second[both]
-    p = 1.0
-    if differences.size > 1 and np.any(differences):
-        with warnings.catch_warnings():
-            # With few or tied pairs SciPy says that p is approximate; tables say how many there are.
-            warnings.simplefilter("ignore")
-            p = float(wilcoxon(differences, zero_method="pratt").pvalue)
+    p = signed_rank_p(differences)
     return Comparison(bootstrap_mean(differences), p, p)
+
+
+def signed_rank_p(differences: Floats) -> float:
+    """Wilcoxon's two-sided p of paired differences (pairs,); 1 without any difference.
+
+    Exact, ties and zeros included: the sum of positive ranks under every choice of signs, counted by adding
+    one pair after the other. With more than `EXACT_PAIRS` by the normal approximation.
+    """
+    # Rounded: differences that differ in the last bits alone are tied.
+    differences = np.round(differences, 12)
+    if not np.any(differences):
+        return 1.0
+    if differences.size > EXACT_PAIRS:
+        return float(wilcoxon(differences, zero_method="pratt", method="approx").pvalue)
+    # Tied ranks are halves: doubled they are whole numbers.
+    ranks = np.round(2 * rankdata(np.abs(differences))).astype(int)
+    positive = int(ranks[differences > 0].sum())
+    ranks = ranks[differences != 0]
+    chances = np.zeros(int(ranks.sum()) + 1)
+    chances[0] = 1.0
+    for rank in ranks:
+        chances[rank:] = (chances[rank:] + chances[:-rank]) / 2
+        chances[:rank] /= 2
+    return float(min(1.0, 2 * min(chances[: positive + 1].sum(), chances[positive:].sum())))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -169,6 +188,7 @@ def bland_altman(a: ArrayLike, b: ArrayLike) -> Agreement:
     return Agreement(bias, bias - spread, bias + spread, differences.size)
 
 
+@lru_cache(maxsize=8)
 def _draws(cases: int, resamples: int, seed: int) -> Floats:
     """(resamples, cases): how often each case was drawn, `cases` in all, with replacement."""
     random = np.random.default_rng(seed)
