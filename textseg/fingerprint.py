@@ -213,13 +213,14 @@ def _facts(
     grid = labels.geometry if image is None else image.geometry
     content = labels.labels != 0 if image is None else (image.voxels != 0).any(axis=0)
     box = bounding_box(content) or grid.whole
-    order = grid.canonical_order().axes
-    x, y, z = order
+    x, y, z = grid.canonical_order().axes
+    # A spacing that comes from a float32 affine is 1.0000000149.
+    spacing = [round(mm, 6) for mm in grid.spacing_mm]
     return CaseFingerprint(
         id=name,
         shape_voxels=(grid.shape[x], grid.shape[y], grid.shape[z]),
         cropped_voxels=(box.shape[x], box.shape[y], box.shape[z]),
-        spacing_mm=(grid.spacing_mm[x], grid.spacing_mm[y], grid.spacing_mm[z]),
+        spacing_mm=(spacing[x], spacing[y], spacing[z]),
         modalities=modalities,
         voxels=voxels,
     )

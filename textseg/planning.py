@@ -368,14 +368,10 @@ def _sized(
         plan = _filled(skeleton, topology, width, batch)
         return _Sized(plan, topology, estimate_training_memory(plan, bytes_per_value))
 
-    chosen = None
-    while chosen is None:
-        for width in WIDTHS:
-            chosen = tried(topology, width, SMALLEST_BATCH)
-            if chosen.memory.total <= budget:
-                break
-        else:
-            chosen, topology = None, shortened(topology, spacing, shape)
+    while tried(topology, WIDTHS[-1], SMALLEST_BATCH).memory.total > budget:
+        topology = shortened(topology, spacing, shape)
+    candidates = (tried(topology, width, SMALLEST_BATCH) for width in WIDTHS)
+    chosen = next(candidate for candidate in candidates if candidate.memory.total <= budget)
     width = chosen.plan.network.width
     # Memory grows by the same amount with every sample.
     one_more = tried(topology, width, SMALLEST_BATCH + 1).memory.total - chosen.memory.total
@@ -423,6 +419,11 @@ def _sized(
 def _filled(skeleton: Plan, topology: Topology, width: int, batch: int) -> Plan:
     """The plan with a topology, a width and a batch; what goes by stage is cut or filled to their number."""
     stages = len(topology.strides)
+    if stages < 2:
+        raise PlanError(
+            f"A network needs a patch to be halved, with an edge of at least {3 * SHORTEST_EDGE} voxels, "
+            f"got {_times(topology.patch)}. Are the images so small, or is the --memory?"
+        )
     old = skeleton.network
     network = old.model_copy(
         update={
@@ -455,7 +456,7 @@ def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
     groups = Counter(label.group for label in fingerprint.labels.values() if label.group is not None)
     # The most frequent first; a dataset whose labels nobody knows is a group of its own.
     names = [name for name, _ in groups.most_common()] or [_slug(fingerprint.dataset)]
-    intensity = _intensity(fingerprint, base)
+    intensity = intensity_rules(fingerprint, base)
     labels = len(fingerprint.labels)
     described = (
         f"{labels} structure{'s' if labels != 1 else ''}, {' and '.join(m.upper() for m in intensity)}"
@@ -476,8 +477,14 @@ def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
     )
 
 
-def _intensity(fingerprint: Fingerprint, base: Plan) -> dict[Modality, IntensityPlan]:
-    """nnU-Net's rule for CT: clip to the foreground's percentiles, then its mean and sd; else as `base`."""
+def intensity_rules(fingerprint: Fingerprint, base: Plan) -> dict[Modality, IntensityPlan]:
+    """How the modalities of a dataset are normalised.
+
+    nnU-Net's rule for CT: clip to the foreground's percentiles, then its mean and sd. Others as in `base`.
+
+    Raises:
+        PlanError: the channels of a case are of different modalities.
+    """
     if fingerprint.layout == "labelmaps":
         return dict(base.intensity)
     mixed = [case for case in fingerprint.cases if len(set(case.modalities)) > 1]

@@ -136,10 +136,10 @@ def check(dataset_folder: DatasetFolder, workers: Workers) -> None:
         problems = check_dataset(dataset, workers, progress)
     _show_problems(screen, problems)
     errors = sum(problem.severity == "error" for problem in problems)
-    labels = f"{len(dataset.labels)} labels"
     channels = ", ".join(channel.name for channel in dataset.channels) or "label maps without images"
-    counts = f"{errors} errors and {len(problems) - errors} warnings"
-    screen.lines([f"{dataset.name}: {len(dataset.cases)} cases, {labels}, {channels}: {counts}"])
+    contents = f"{_count(len(dataset.cases), 'case')}, {_count(len(dataset.labels), 'label')}, {channels}"
+    found = f"{_count(errors, 'error')}, {_count(len(problems) - errors, 'warning')}"
+    screen.lines([f"{dataset.name}: {contents}: {found}"])
     if errors:
         raise typer.Exit(BAD_INPUT)
 
@@ -238,6 +238,10 @@ def _facts(found: Plan) -> dict[str, str]:
 def _warn_of_memory(screen: Screen, planned: Planned) -> None:
     if planned.measured_bytes is not None and planned.measured_bytes > planned.budget_bytes:
         screen.warning("A training step took more than the budget; plan for a little less.")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _times(values: Sequence[float]) -> str:
