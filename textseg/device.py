@@ -81,7 +81,7 @@ def fastest_type(device: torch.device) -> torch.dtype:
 
 
 def describe_device(device: torch.device) -> str:
-    """The device in words, for a record of what weights were trained on: "NVIDIA H200" or "AMD EPYC, 2 threads"."""
+    """The device in words, for a record of a training: "NVIDIA H200" or "AMD EPYC, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()

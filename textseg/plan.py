@@ -150,11 +150,11 @@ class TrainingPlan(Part):
     seed: int
     mixture: dict[str, float]
     core: tuple[str, ...]
-    """Lexicon ids, of structures and of findings alone, that are asked for `core_weight` times as often: large and common
-    ones first, when time is short."""
+    """Lexicon ids, of structures and of findings alone, that are asked for `core_weight` times as often:
+    large and common ones first, when time is short."""
     core_weight: float = Field(ge=1)
     sharing_prompts: int = Field(gt=0)
-    """How many structures that exclude each other share out the voxels of a patch, beside the decoded prompts."""
+    """How many structures that exclude each other share out a patch's voxels, beside the decoded prompts."""
     sharing_scales: tuple[float, ...]
     """The weight of that loss at half the size, a quarter …"""
     stranger_fraction: float = Field(ge=0, lt=1)

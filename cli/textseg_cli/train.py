@@ -69,7 +69,7 @@ def train(
 
         longest = math.inf if minutes is None else minutes
         trained = run_recipe(plan, text, arrays, run, lexicon, compute.device, minutes=longest, report=report)
-        _put_beside(model, plan, plan_folder, text)
+        put_beside(model, plan, plan_folder, text)
         save_model(trained.network, plan, model, trained.steps)
         if trained.steps == plan.training.steps:
             introduction = plan_folder / INTRODUCTION_FILE
@@ -86,7 +86,7 @@ def train(
     screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {model}"])
 
 
-def _put_beside(model: Path, plan: Plan, plan_folder: Path, text: Path) -> None:
+def put_beside(model: Path, plan: Plan, plan_folder: Path, text: Path) -> None:
     """What weights need beside them: the plan and the text tower, unless they are there already."""
     from textseg.plan import PLAN_FILE, write_plan
 

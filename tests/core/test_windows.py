@@ -95,8 +95,12 @@ def test_weights_are_nnunets_gaussian():
 
 
 def test_the_window_fits_small_images_and_the_strides_of_the_network(default_plan):
-    # Windows of 96, trained on 64, strides of 16.
+    # Windows and training patches of 80 × 64 × 48, strides of 16.
     assert window_shape((300, 300, 300), default_plan) == (80, 64, 48)
     assert window_shape((80, 65, 47), default_plan) == (80, 64, 48)
-    assert window_shape((70, 80, 81), default_plan) == (80, 80, 96)
-    assert window_shape((1, 30, 64), default_plan) == (64, 64, 64)
+    assert window_shape((1, 30, 64), default_plan) == (80, 64, 48)
+    windows = default_plan.windows.model_copy(update={"size_voxels": (96, 96, 96)})
+    larger = default_plan.model_copy(update={"windows": windows})
+    assert window_shape((300, 300, 300), larger) == (96, 96, 96)
+    assert window_shape((81, 64, 49), larger) == (96, 64, 64)
+    assert window_shape((1, 70, 500), larger) == (80, 80, 96)

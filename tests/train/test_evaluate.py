@@ -11,7 +11,7 @@ import torch
 from textseg.device import Compute
 from textseg.network.build import Decoded, Features
 from textseg.train.cases import Case, CaseFacts, Target, write_case, write_index
-from textseg.train.evaluate import dice, evaluate
+from textseg.train.evaluate import evaluate
 
 COMPUTE = Compute(torch.device("cpu"), torch.float32)
 SHAPE = (20, 14, 11)
@@ -65,16 +65,6 @@ def score(tmp_path, plan):
         return list(evaluate(network or Stub(), VECTORS, tmp_path, plan, COMPUTE, **more))
 
     return run
-
-
-def test_dice_is_twice_the_overlap_over_the_sum():
-    a, b = np.zeros((4, 5, 6), bool), np.zeros((4, 5, 6), bool)
-    assert dice(a, b) == 1.0
-    a[0, :3, 0] = True
-    assert dice(a, b) == 0.0
-    b[0, 2:5, 0] = b[3, 3, 3] = True
-    assert dice(a, b) == pytest.approx(2 * 1 / (3 + 4))
-    assert dice(a, a) == 1.0
 
 
 def test_what_is_found_is_scored_by_its_overlap(score):

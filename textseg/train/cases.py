@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -30,14 +31,21 @@ MOST_PLACES = 300
 
 @dataclass(frozen=True)
 class Target:
-    """What a prompt asks for: a structure, a finding, or a finding in a structure, by their lexicon ids."""
+    """What a prompt asks for: a structure, a finding, or a finding in a structure, by their lexicon ids.
+
+    own: what somebody's own words name instead: a label that the lexicon does not know, or a sentence.
+    """
 
     structure: str | None
     finding: str | None = None
+    own: str | None = None
 
     @property
     def key(self) -> str:
-        return f"{self.structure or ''}+{self.finding or ''}"
+        return f"{self.structure or ''}+{self.finding or ''}" + (f"+{self.own}" if self.own else "")
+
+
+Words = Mapping[Target, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,10 @@ def write_case(case: Case, folder: Path, made_from: str = "") -> None:
     write_blocks(case_path(case.facts, folder), volumes, tables, facts)
 
 
-def write_index(facts: list[CaseFacts], folder: Path) -> None:
-    document = {"cases": [asdict(entry) for entry in facts]}
+def write_index(facts: list[CaseFacts], folder: Path, words: Words | None = None) -> None:
+    """Write the facts of all cases, and the words of targets that have some of their own."""
+    kept = [[asdict(target), list(texts)] for target, texts in (words or {}).items()]
+    document = {"cases": [asdict(entry) for entry in facts], "words": kept}
     write_bytes(folder / INDEX_FILE, json.dumps(document, indent=1).encode())
 
 
@@ -148,12 +158,26 @@ def read_index(folder: Path) -> list[CaseFacts]:
     Raises:
         DatasetError: the folder holds no index.
     """
+    return [_facts(entry) for entry in _index(folder)["cases"]]
+
+
+def read_words(folder: Path) -> dict[Target, tuple[str, ...]]:
+    """The words of targets that have some of their own, the plainest first.
+
+    Raises:
+        DatasetError: the folder holds no index.
+    """
+    return {Target(**target): tuple(texts) for target, texts in _index(folder).get("words", [])}
+
+
+def _index(folder: Path) -> dict[str, Any]:
     path = folder / INDEX_FILE
     if not path.is_file():
         raise DatasetError(
             f"A folder of training arrays holds {INDEX_FILE}, but {folder} does not. Gather it first."
         )
-    return [_facts(entry) for entry in json.loads(path.read_text(encoding="utf-8"))["cases"]]
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
 
 
 def read_case(facts: CaseFacts, folder: Path) -> Case:

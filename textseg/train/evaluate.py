@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from textseg.device import Compute
@@ -17,6 +16,7 @@ from textseg.masks import above_threshold
 from textseg.network.build import PromptableNetwork
 from textseg.normalise import normalise
 from textseg.plan import Plan
+from textseg.scores.overlap import dice
 from textseg.sliding import segment_windows
 from textseg.train.cases import (
     FEWEST_VOXELS,
@@ -42,12 +42,6 @@ class Score:
     dice: float | None
     presence: float
     predicted_voxels: int
-
-
-def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """2 |a ∩ b| / (|a| + |b|); 1 where both are empty (Dice 1945)."""
-    total = int(a.sum()) + int(b.sum())
-    return 1.0 if total == 0 else 2.0 * int((a & b).sum()) / total
 
 
 def evaluate(

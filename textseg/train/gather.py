@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -30,7 +30,7 @@ from textseg.prepare import content_box, working_grid
 from textseg.prompts import Lexicon, understand
 from textseg.resample import resample
 from textseg.scan import LabelMap, read_label_map, read_scan
-from textseg.train.cases import Case, CaseFacts, Split, Target, is_made, write_case, write_index
+from textseg.train.cases import Case, CaseFacts, Split, Target, Words, is_made, write_case, write_index
 from textseg.train.phantom import LEGEND, torso_phantom
 from textseg.volume import Modality, Volume
 
@@ -81,21 +81,43 @@ def gather(
         DatasetError: a folder is missing or empty, two cases have one name, or a label's name is not in the
             lexicon.
     """
+    listed = json.loads(sources.read_text(encoding="utf-8"))["sources"]
+    jobs = [job for source in listed for job in _jobs(data, source, plan, lexicon)]
+    return make_cases(jobs, arrays, plan, workers=workers, progress=progress)
+
+
+def make_cases(
+    jobs: Iterable[CaseJob],
+    arrays: Path,
+    plan: Plan,
+    *,
+    words: Words | None = None,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> list[CaseFacts]:
+    """Make the cases that are not there yet, and write the index of all; returns their facts.
+
+    Args:
+        words: of targets that have some of their own.
+        workers, progress: as for `gather`.
+
+    Raises:
+        DatasetError: two cases have one name.
+    """
     arrays.mkdir(parents=True, exist_ok=True)
-    jobs: dict[str, CaseJob] = {}
-    for source in json.loads(sources.read_text(encoding="utf-8"))["sources"]:
-        for job in _jobs(data, source, plan, lexicon):
-            name = job.facts.name
-            if name in jobs:
-                raise DatasetError(f"A case needs a name of its own, got {name!r} twice. Rename one of them.")
-            jobs[name] = job
-    missing = [job for job in jobs.values() if not is_made(job.facts, arrays, job.made_from(plan))]
-    there = len(jobs) - len(missing)
-    progress(there, len(jobs))
+    by_name: dict[str, CaseJob] = {}
+    for job in jobs:
+        name = job.facts.name
+        if name in by_name:
+            raise DatasetError(f"A case needs a name of its own, got {name!r} twice. Rename one of them.")
+        by_name[name] = job
+    missing = [job for job in by_name.values() if not is_made(job.facts, arrays, job.made_from(plan))]
+    there = len(by_name) - len(missing)
+    progress(there, len(by_name))
     for made, _ in enumerate(_made(missing, arrays, plan, workers), start=1):
-        progress(there + made, len(jobs))
-    facts = [job.facts for job in jobs.values()]
-    write_index(facts, arrays)
+        progress(there + made, len(by_name))
+    facts = [job.facts for job in by_name.values()]
+    write_index(facts, arrays, words)
     return facts
 
 
@@ -146,12 +168,17 @@ def named_targets(
             prompt.structure.id if prompt.structure else None, prompt.finding.id if prompt.finding else None
         )
         values.setdefault(target, set()).add(value)
-    structures = {target.structure: found for target, found in values.items() if target.finding is None}
-    for concept in lexicon.concepts:
-        shown = _shown(concept, structures, lexicon)
-        if shown is not None:
-            values[Target(concept)] = shown
-    return [(target, tuple(sorted(found))) for target, found in values.items()]
+    return with_unions(values, lexicon)
+
+
+def with_unions(values: Mapping[Target, set[int]], lexicon: Lexicon) -> list[tuple[Target, tuple[int, ...]]]:
+    """Targets with their label values, and the unions whose every part is among them ("kidneys")."""
+    structures = {
+        target.structure: found for target, found in values.items() if target == Target(target.structure)
+    }
+    unions = {Target(concept): _shown(concept, structures, lexicon) for concept in lexicon.concepts}
+    shown = dict(values) | {target: found for target, found in unions.items() if found is not None}
+    return [(target, tuple(sorted(found))) for target, found in shown.items()]
 
 
 def _shown(concept: str, structures: Mapping[str | None, set[int]], lexicon: Lexicon) -> set[int] | None:
@@ -171,7 +198,8 @@ def asked_for(name: str) -> bool:
 def _jobs(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[CaseJob]:
     layout = source["layout"]
     if layout == "phantom":
-        yield from _phantom_jobs(source, plan, lexicon)
+        numbers = {key: source[key] for key in ("count", "validation_count", "seed")}
+        yield from phantom_jobs(plan, lexicon, **numbers)
     elif layout == "pair":
         yield _pair_job(data, source, plan, lexicon)
     else:
@@ -258,14 +286,14 @@ AROUND = {250: "soft tissue", 251: "skull bone"}
 
 
 def _read_image_case(facts: CaseFacts, image: Path, labels: Path, plan: Plan) -> Case:
-    return _image_case(facts, read_scan(image), read_label_map(labels), plan)
+    return image_case(facts, read_scan(image), read_label_map(labels), plan)
 
 
 def _read_label_map_case(facts: CaseFacts, labels: Path) -> Case:
-    return _label_map_case(facts, read_label_map(labels))
+    return label_map_case(facts, read_label_map(labels))
 
 
-def _image_case(facts: CaseFacts, image: Volume, labels: LabelMap, plan: Plan) -> Case:
+def image_case(facts: CaseFacts, image: Volume, labels: LabelMap, plan: Plan) -> Case:
     assert facts.modality is not None
     intensity = plan.intensity[facts.modality]
     grid = working_grid(image.geometry, facts.spacing_mm)
@@ -278,7 +306,7 @@ def _image_case(facts: CaseFacts, image: Volume, labels: LabelMap, plan: Plan) -
     return Case(facts, _on_grid(labels, grid)[box.slices], stepped)
 
 
-def _label_map_case(facts: CaseFacts, labels: LabelMap) -> Case:
+def label_map_case(facts: CaseFacts, labels: LabelMap) -> Case:
     on_grid = _on_grid(labels, working_grid(labels.geometry, facts.spacing_mm))
     if BODY not in facts.tissues.values() and facts.group in ("head_neck", "torso"):
         on_grid = _with_tissue_around(on_grid, facts)
@@ -327,25 +355,28 @@ def _read_paired_case(
     merged = label_map.labels.astype(np.int32)
     for value, (lowest, highest) in ranges.items():
         merged[(merged >= lowest) & (merged <= highest)] = value
-    return _image_case(facts, read_scan(image), replace(label_map, labels=merged), plan)
+    return image_case(facts, read_scan(image), replace(label_map, labels=merged), plan)
 
 
-def _phantom_jobs(source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[CaseJob]:
-    """Torsos of our own, drawn from the seed that the source names."""
-    spacing = plan.spacing_for(source["group"])
+def phantom_jobs(
+    plan: Plan, lexicon: Lexicon, *, count: int = 16, validation_count: int = 0, seed: int = 0
+) -> list[CaseJob]:
+    """Torsos of our own, drawn from a seed; the first `validation_count` of them are held back."""
     targets = named_targets({name: v for v, name in LEGEND.items() if asked_for(name)}, lexicon)
-    for number in range(source["count"]):
+    jobs = []
+    for number in range(count):
         facts = CaseFacts(
             name=f"phantom_{number:02d}",
-            group=source["group"],
-            mixture=source["mixture"],
-            split="validation" if number < source["validation_count"] else "train",
-            spacing_mm=spacing,
+            group="torso",
+            mixture="phantom",
+            split="validation" if number < validation_count else "train",
+            spacing_mm=plan.spacing_for("torso"),
             modality=None,
             targets=targets,
             tissues=LEGEND,
         )
-        yield CaseJob(facts, (), partial(_phantom_case, facts, source["seed"], number))
+        jobs.append(CaseJob(facts, (), partial(_phantom_case, facts, seed, number)))
+    return jobs
 
 
 def _phantom_case(facts: CaseFacts, seed: int, number: int) -> Case:

@@ -7,7 +7,7 @@ import csv
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -97,12 +97,42 @@ class SampleStream(Dataset[Question]):
         return choices[0] if random.random() < 0.5 else choices[int(random.integers(len(choices)))]
 
 
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What a run begins with: a network, and its parameters in groups for the optimiser.
+
+    Each group has `params`, `weight_decay` and `share`, the part of the plan's learning rate that it gets.
+    Parameters in no group stay as they are.
+    """
+
+    network: TextPromptedNetwork
+    groups: list[dict[str, Any]]
+
+
+def fresh(plan: Plan) -> Beginning:
+    """Random weights from the plan's seed, and the whole learning rate for all of them."""
+    torch.manual_seed(plan.training.seed)
+    network = build_network(plan)
+    return Beginning(network, groups_of(network.parameters(), plan))
+
+
+def groups_of(parameters: Iterable[nn.Parameter], plan: Plan, share: float = 1.0) -> list[dict[str, Any]]:
+    """Parameters in two groups: weight decay is for matrices, not for biases and norms."""
+    every = list(parameters)
+    decay = plan.training.weight_decay
+    return [
+        {"params": [p for p in every if p.ndim > 1], "weight_decay": decay, "share": share},
+        {"params": [p for p in every if p.ndim <= 1], "weight_decay": 0.0, "share": share},
+    ]
+
+
 def train(
     plan: Plan,
     stream: SampleStream,
     run: Path,
     device: torch.device,
     *,
+    begin: Callable[[Plan], Beginning] = fresh,
     minutes: float = math.inf,
     workers: int = 1,
     report: Callable[[Step], None] = lambda step: None,
@@ -112,6 +142,7 @@ def train(
     Args:
         stream: where samples come from.
         run: folder of the state and the log.
+        begin: gives the network of step 0; the same one each time, since a state only fits its own network.
         minutes: stop after this long and keep the state, to go on in another piece.
         report: called after every step.
 
@@ -120,11 +151,11 @@ def train(
     """
     run.mkdir(parents=True, exist_ok=True)
     recipe = plan.training
-    torch.manual_seed(recipe.seed)
-    network = build_network(plan).to(device)
+    beginning = begin(plan)
+    network = beginning.network.to(device)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     averaged = copy.deepcopy(network).requires_grad_(False)
-    optimiser = _optimiser(network, recipe)
+    optimiser = _optimiser(beginning, recipe)
     start, spent = _resume(run, network, averaged, optimiser, device)
     if start >= recipe.steps:
         return Trained(averaged.eval(), start, spent)
@@ -137,7 +168,7 @@ def train(
         step_began = time.monotonic()
         rate = learning_rate(number, recipe)
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         _set_mode(network, frozen=number >= recipe.steps * (1 - recipe.frozen_norm_fraction))
         loss = _step(network, optimiser, next(batches), plan, device)
         if not math.isfinite(loss):
@@ -210,14 +241,12 @@ def _set_mode(network: nn.Module, *, frozen: bool) -> None:
                 module.eval()
 
 
-def _optimiser(network: nn.Module, recipe: TrainingPlan) -> torch.optim.Optimizer:
-    matrices = [p for p in network.parameters() if p.ndim > 1]
-    rest = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": recipe.weight_decay},
-        {"params": rest, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate)
+def _optimiser(beginning: Beginning, recipe: TrainingPlan) -> torch.optim.Optimizer:
+    beginning.network.requires_grad_(False)
+    for group in beginning.groups:
+        for parameter in group["params"]:
+            parameter.requires_grad_(True)
+    return torch.optim.AdamW([g for g in beginning.groups if g["params"]], lr=recipe.learning_rate)
 
 
 @torch.no_grad()

@@ -12,14 +12,15 @@ import torch
 from textseg.device import Compute, describe_device
 from textseg.embeddings.encoder import load_own_encoder
 from textseg.embeddings.tower import load_tower
+from textseg.errors import DatasetError
 from textseg.network.build import TextPromptedNetwork, count_parameters
 from textseg.network.weights import save_network
-from textseg.plan import Plan
+from textseg.plan import PLAN_FILE, Plan, read_plan, write_plan
 from textseg.prompts import Lexicon
 from textseg.train.card import write_card
-from textseg.train.cases import read_index, read_place
+from textseg.train.cases import read_index, read_place, read_words
 from textseg.train.evaluate import Score, evaluate
-from textseg.train.loop import SampleStream, Step, Trained, train
+from textseg.train.loop import Beginning, SampleStream, Step, Trained, fresh, train
 from textseg.train.sampling import PatchSampler
 from textseg.train.words import target_vectors
 
@@ -47,6 +48,7 @@ def run_recipe(
     lexicon: Lexicon,
     device: torch.device,
     *,
+    begin: Callable[[Plan], Beginning] = fresh,
     minutes: float = math.inf,
     workers: int = 1,
     report: Callable[[Step], None] = lambda step: None,
@@ -57,13 +59,31 @@ def run_recipe(
         plan: with its training section, which is the recipe.
         model: the model's folder, whose text tower gives the prompts' vectors; it stays as it is.
         arrays: from `textseg.train.gather`.
-        run: folder of the run's state and log.
+        run: folder of the run's plan, state and log.
+        begin: what the run begins with: fresh weights, or trained ones to go on from.
         minutes: stop after this long.
         workers: processes that draw samples.
 
+
+    Raises:
+        DatasetError: the run was begun with another plan, or its arrays hold nothing that the plan trains on.
     """
+    _keep_plan(plan, run)
     stream = make_stream(plan, model, arrays, lexicon)
-    return train(plan, stream, run, device, minutes=minutes, workers=workers, report=report)
+    return train(plan, stream, run, device, begin=begin, minutes=minutes, workers=workers, report=report)
+
+
+def _keep_plan(plan: Plan, run: Path) -> None:
+    """A run's state means nothing under another plan: keep the plan beside it, and refuse another one."""
+    path = run / PLAN_FILE
+    run.mkdir(parents=True, exist_ok=True)
+    if not path.is_file():
+        write_plan(plan, path)
+    elif read_plan(path) != plan.model_copy(update={"extends": None}):
+        raise DatasetError(
+            f"A run goes on with the plan that it was begun with, but {path} is another one. "
+            "Give a new run folder."
+        )
 
 
 def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> SampleStream:
@@ -71,7 +91,8 @@ def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> Samp
     recipe = plan.training
     places = [read_place(facts, arrays) for facts in read_index(arrays) if facts.split == "train"]
     sampler = PatchSampler(places, plan, lexicon)
-    vectors = target_vectors(sampler.targets(), load_own_encoder(model, plan.text), lexicon, recipe.seed)
+    encoder = load_own_encoder(model, plan.text)
+    vectors = target_vectors(sampler.targets(), encoder, lexicon, recipe.seed, own_words=read_words(arrays))
     return SampleStream(sampler, vectors, recipe.seed, recipe.steps * recipe.batch)
 
 
@@ -102,7 +123,9 @@ def write_scored_card(
     encoder = load_own_encoder(model, plan.text)
     index = read_index(arrays)
     targets = [target for entry in index for target, _ in entry.targets]
-    vectors = target_vectors(targets, encoder, lexicon, plan.training.seed, paraphrases=0)
+    vectors = target_vectors(
+        targets, encoder, lexicon, plan.training.seed, paraphrases=0, own_words=read_words(arrays)
+    )
     held_back = sum(entry.split == "validation" for entry in index)
     scores: list[Score] = []
     seen: set[str] = set()

@@ -262,8 +262,10 @@ class PatchSampler:
             for name in self.names
         }
 
-    def _group(self, target: Target) -> str:
+    def _group(self, target: Target) -> str | None:
         """The lexicon's group; the neck's spine counts to the head, which may show it."""
+        if target.own:
+            return None
         concept = self.lexicon.concepts[target.structure or target.finding or ""]
         return "head_neck" if "cervical_spine" in (concept.id, *concept.parents) else concept.group
 

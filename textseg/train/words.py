@@ -11,27 +11,42 @@ from torch import Tensor
 from textseg.embeddings.encoder import TextEncoder
 from textseg.prompts import Lexicon, understand
 from textseg.prompts.paraphrase import paraphrase
-from textseg.train.cases import Target
+from textseg.train.cases import Target, Words
 
 
 def canonical_words(target: Target, lexicon: Lexicon) -> str:
     """What `understand` makes of a target's plain name: the words that the text encoder usually gets."""
+    if target.own:
+        return target.own
     structure = lexicon.concepts[target.structure].name if target.structure else ""
     finding = lexicon.concepts[target.finding].name if target.finding else ""
     return understand(f"{structure} {finding}".strip(), lexicon).canonical
 
 
 def target_vectors(
-    targets: Iterable[Target], encoder: TextEncoder, lexicon: Lexicon, seed: int, paraphrases: int = 8
+    targets: Iterable[Target],
+    encoder: TextEncoder,
+    lexicon: Lexicon,
+    seed: int,
+    paraphrases: int = 8,
+    own_words: Words | None = None,
 ) -> dict[Target, Tensor]:
-    """For each target (1 + paraphrases, width): its canonical words, then as different people write it."""
-    targets = list(dict.fromkeys(targets))
+    """For each target (texts, width): its canonical words, then as different people write it.
+
+    Args:
+        paraphrases: how many ways of saying it are drawn from the lexicon.
+        own_words: what a dataset calls some of its targets; all that there is for those outside the lexicon.
+    """
     random = np.random.default_rng(seed)
-    texts = []
-    for target in targets:
-        structure = lexicon.concepts[target.structure] if target.structure else None
-        finding = lexicon.concepts[target.finding] if target.finding else None
-        texts.append(canonical_words(target, lexicon))
-        texts += [paraphrase(structure, finding, random, lexicon) for _ in range(paraphrases)]
-    vectors = torch.cat([encoder.embed(texts[i : i + 256]) for i in range(0, len(texts), 256)])
-    return dict(zip(targets, vectors.reshape(len(targets), 1 + paraphrases, -1), strict=True))
+    texts: dict[Target, list[str]] = {}
+    for target in dict.fromkeys(targets):
+        own = [understand(words, lexicon).canonical for words in (own_words or {}).get(target, ())]
+        texts[target] = own if target.own else [canonical_words(target, lexicon)]
+        if not target.own:
+            structure = lexicon.concepts[target.structure] if target.structure else None
+            finding = lexicon.concepts[target.finding] if target.finding else None
+            said = [paraphrase(structure, finding, random, lexicon) for _ in range(paraphrases)]
+            texts[target] += said + (own if paraphrases else [])
+    every = [text for said in texts.values() for text in said]
+    vectors = torch.cat([encoder.embed(every[i : i + 256]) for i in range(0, len(every), 256)])
+    return dict(zip(texts, torch.split(vectors, [len(said) for said in texts.values()]), strict=True))

@@ -1,0 +1,179 @@
+"""From somebody's own dataset to training cases: their labels, their words, their sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from textseg.dataset import Component, Dataset, DatasetCase, Label, meant_component
+from textseg.errors import DatasetError
+from textseg.plan import Plan
+from textseg.prompts import Lexicon, understand
+from textseg.scan import LabelMap, read_label_map, read_scan
+from textseg.train.cases import Case, CaseFacts, Split, Target
+from textseg.train.gather import BODY, CaseJob, image_case, label_map_case, with_unions
+from textseg.volume import Modality
+
+MIXTURE = "own"
+
+
+@dataclass(frozen=True)
+class Singled:
+    """One component that a sentence means; values: the new value of its voxels for each old one."""
+
+    component: Component
+    values: Mapping[int, int]
+
+
+def dataset_jobs(
+    dataset: Dataset, plan: Plan, lexicon: Lexicon, held_back: Collection[str] = ()
+) -> tuple[list[CaseJob], dict[Target, tuple[str, ...]]]:
+    """How to make every case of a dataset, and the words of its targets.
+
+    Args:
+        dataset: checked before; cases with missing files are left out.
+        plan: its spacing for the labels' group of the lexicon is the cases' spacing.
+        held_back: the ids of cases for validation.
+
+    Raises:
+        DatasetError: the dataset has several channels, or does not tell the modality of a case.
+    """
+    if len(dataset.channels) > 1:
+        names = ", ".join(channel.name for channel in dataset.channels)
+        raise DatasetError(
+            f"Training sees one channel, but {dataset.name} has {len(dataset.channels)} ({names}). "
+            "Make a dataset of one of them, or of each of them as cases of their own."
+        )
+    targets = {name: label_target(label, lexicon) for name, label in dataset.labels.items()}
+    words = {target: dataset.labels[name].words for name, target in targets.items()}
+    group = common_group(dataset, plan)
+    jobs = []
+    for case in dataset.cases:
+        if case.whole:
+            split: Split = "validation" if case.id in held_back else "train"
+            job, said = _job(dataset, case, targets, plan, lexicon, group, split)
+            jobs.append(job)
+            words |= said
+    return jobs, words
+
+
+def label_target(label: Label, lexicon: Lexicon) -> Target:
+    """What a label's plainest words ask for; a thing of its own where the lexicon does not know them."""
+    prompt = understand(label.words[0], lexicon)
+    if not prompt.known:
+        return Target(None, None, label.name)
+    return Target(
+        prompt.structure.id if prompt.structure else None, prompt.finding.id if prompt.finding else None
+    )
+
+
+def common_group(dataset: Dataset, plan: Plan) -> str:
+    """The lexicon's group that most labels belong to; the plan's default where it knows none of them."""
+    groups = [label.group for label in dataset.labels.values() if label.group in plan.groups]
+    known = [group for group in groups if group is not None]
+    return max(known, key=known.count) if known else plan.default_group
+
+
+def split_cases(dataset: Dataset, every_nth: int = 5) -> frozenset[str]:
+    """Every n-th case, in the order of their ids, to be held back for validation; none of fewer than n."""
+    return frozenset(
+        case.id for case in [case for case in dataset.cases if case.whole][every_nth - 1 :: every_nth]
+    )
+
+
+def _job(
+    dataset: Dataset,
+    case: DatasetCase,
+    targets: Mapping[str, Target],
+    plan: Plan,
+    lexicon: Lexicon,
+    group: str,
+    split: Split,
+) -> tuple[CaseJob, dict[Target, tuple[str, ...]]]:
+    known = (
+        case.values if case.complete is None else {n: v for n, v in case.values.items() if n in case.complete}
+    )
+    values = {targets[name]: set(found) for name, found in known.items()}
+    singled, said = _sentences(case, targets, values)
+    spoken = {target: values.pop(target) for target in said}
+    facts = CaseFacts(
+        name=case.id,
+        group=group,
+        mixture=MIXTURE,
+        split=split,
+        spacing_mm=plan.spacing_for(group),
+        modality=None if dataset.layout == "labelmaps" else _modality(dataset, case),
+        targets=with_unions(values, lexicon) + [(t, tuple(sorted(v))) for t, v in spoken.items()],
+        tissues=_tissues(case) if dataset.layout == "labelmaps" else {},
+    )
+    assert case.labels is not None
+    images = tuple(path for path in case.images if path is not None)
+    make = partial(_read, facts, images, case.labels, tuple(singled), plan)
+    return CaseJob(facts, case.files, make), said
+
+
+def _sentences(
+    case: DatasetCase, targets: Mapping[str, Target], values: dict[Target, set[int]]
+) -> tuple[list[Singled], dict[Target, tuple[str, ...]]]:
+    """What the case's sentences single out, and their words; `values` gets their targets and new values."""
+    singled: list[Singled] = []
+    said: dict[Target, tuple[str, ...]] = {}
+    unused = 1 + max((value for found in case.values.values() for value in found), default=0)
+    for sentence in case.sentences:
+        meant = targets[sentence.label]
+        if meant not in values:
+            continue
+        target = Target(None, None, f"{case.id}: {sentence.text}")
+        said[target] = (sentence.text,)
+        if sentence.component is None:
+            values[target] = set(values[meant])
+            continue
+        fresh = {old: unused + i for i, old in enumerate(sorted(values[meant]))}
+        unused += len(fresh)
+        singled.append(Singled(sentence.component, fresh))
+        for found in values.values():
+            found |= {fresh[old] for old in found if old in fresh}
+        values[target] = set(fresh.values())
+    return singled, said
+
+
+def _read(
+    facts: CaseFacts,
+    images: Sequence[Path],
+    labels: Path,
+    singled: Sequence[Singled],
+    plan: Plan,
+) -> Case:
+    label_map = _with_singled(read_label_map(labels), singled)
+    if facts.modality is None:
+        return label_map_case(facts, label_map)
+    return image_case(facts, read_scan(images[0]), label_map, plan)
+
+
+def _with_singled(label_map: LabelMap, singled: Sequence[Singled]) -> LabelMap:
+    labels = np.asarray(label_map.labels).astype(np.int32)
+    for one in singled:
+        mask = meant_component(np.isin(labels, list(one.values)), label_map.geometry, one.component)
+        for old, new in one.values.items():
+            labels[mask & (labels == old)] = new
+    return replace(label_map, labels=labels)
+
+
+def _modality(dataset: Dataset, case: DatasetCase) -> Modality:
+    modality = case.modality or dataset.channels[0].modality
+    if modality is None:
+        raise DatasetError(
+            f"Training needs to know whether images are CT, MR or PET, but neither the channel "
+            f"{dataset.channels[0].name!r} nor the case {case.id} tells. Write it into channel_names of "
+            "dataset.json."
+        )
+    return modality
+
+
+def _tissues(case: DatasetCase) -> dict[int, str]:
+    names = {value: name for name, values in case.values.items() if len(values) == 1 for value in values}
+    return {value: BODY if name.startswith(BODY) else name for value, name in names.items()}
