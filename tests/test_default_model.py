@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import textseg
 from textseg.geometry import AxisOrder, Geometry
 from textseg.models import WEIGHTS_FILES, plans_folder
-from textseg.train.evaluate import dice
+from textseg.scores.overlap import dice
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "torso_phantom.nii.gz"
 PROMPTS = ["left lung", "right lung"]

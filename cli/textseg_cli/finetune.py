@@ -77,9 +77,9 @@ def finetune(
     run = run or out.with_name(f"{out.name}.run")
     arrays, cores = run / "cases", os.cpu_count() or 1
     model = find_model(start)
-    plan = finetune_plan(model.plan, steps, rehearse=rehearse, learning_rate=learning_rate)
     compute = choose_compute(device.value)
     dataset = read_dataset(dataset_folder, lexicon)
+    plan = finetune_plan(model.plan, dataset, steps, rehearse=rehearse, learning_rate=learning_rate)
     with screen.progress() as progress:
         refuse_errors(check_dataset(dataset, cores, progress, lexicon))
         _warn_of_likeness(screen, dataset, model.path, plan, lexicon)

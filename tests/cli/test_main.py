@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
@@ -54,3 +55,16 @@ def test_help_answers_in_under_half_a_second() -> None:
     subprocess.run(command, capture_output=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_choices_on_the_command_line_are_those_of_the_library() -> None:
+    from textseg_cli.finetune import What
+    from textseg_cli.predict import Device, ModalityChoice
+
+    from textseg.device import DeviceChoice
+    from textseg.train.finetune import Tuned
+    from textseg.volume import Modality
+
+    assert {choice.value for choice in Device} == set(get_args(DeviceChoice))
+    assert {choice.value for choice in ModalityChoice} == {"auto", *get_args(Modality)}
+    assert {choice.value for choice in What} == {choice.value for choice in Tuned}

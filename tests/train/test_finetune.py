@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from tests.tiny_model import TEXT_WIDTH, tiny_plan
+from tests.train.test_labelled import write_dataset
+from textseg.dataset import read_dataset
 from textseg.network.build import build_network
 from textseg.train.cases import find_places
 from textseg.train.finetune import (
@@ -105,12 +107,26 @@ def test_earlier_stages_learn_slower(trained, plan):
     assert shares[0] == pytest.approx(LAYER_DECAY ** (2 + len(trained.encoder.stages)))
 
 
-def test_the_plan_of_a_finetuning_learns_slower_and_rehearses_if_asked(plan):
-    tuned = finetune_plan(plan, 40)
+@pytest.fixture
+def dataset(tmp_path, lexicon):
+    labels = {"background": 0, "left kidney": 1, "right kidney": 2, "left hippocampus": 3, "odd thing": 4}
+    return read_dataset(write_dataset(tmp_path / "set", labels=labels), lexicon)
+
+
+def test_all_that_a_dataset_labels_is_looked_for_at_one_voxel_size(plan, dataset):
+    tuned = finetune_plan(plan, dataset, 40)
+    torso = plan.spacing_for("torso")
+    assert {tuned.spacing_for(group) for group in ("torso", "brain", None)} == {torso}
+    assert plan.spacing_for("brain") != torso
+    assert tuned.spacing_for("sarcoma") == plan.spacing_for("sarcoma")
+
+
+def test_the_plan_of_a_finetuning_learns_slower_and_rehearses_if_asked(plan, dataset):
+    tuned = finetune_plan(plan, dataset, 40)
     assert tuned.training.steps == 40
     assert tuned.training.learning_rate == pytest.approx(plan.training.learning_rate / 5)
     assert tuned.training.mixture == {"own": 1.0}
-    assert finetune_plan(plan, 40, rehearse=0.25).training.mixture == {"own": 0.75, "phantom": 0.25}
+    assert finetune_plan(plan, dataset, 40, rehearse=0.25).training.mixture == {"own": 0.75, "phantom": 0.25}
     assert tuned.network == plan.network
 
 

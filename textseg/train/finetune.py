@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from textseg.dataset import Dataset
 from textseg.embeddings.encoder import TextEncoder
 from textseg.network.build import TextPromptedNetwork
 from textseg.plan import Plan
-from textseg.train.labelled import MIXTURE
+from textseg.train.labelled import MIXTURE, common_group
 from textseg.train.loop import Beginning, groups_of
 
 LORA_RANK = 8
@@ -92,9 +93,17 @@ def merge_low_rank(network: TextPromptedNetwork) -> TextPromptedNetwork:
 
 
 def finetune_plan(
-    plan: Plan, steps: int, *, rehearse: float = 0.0, learning_rate: float | None = None
+    plan: Plan,
+    dataset: Dataset,
+    steps: int,
+    *,
+    rehearse: float = 0.0,
+    learning_rate: float | None = None,
 ) -> Plan:
     """A trained model's plan with the recipe for going on with one's own data.
+
+    What a dataset labels is trained at one voxel size, that of most of its labels, and so it is looked for at
+    that size too, words that the lexicon does not know included.
 
     Args:
         rehearse: the share of steps that still see synthetic torsos, so that old words are not forgotten.
@@ -110,7 +119,10 @@ def finetune_plan(
             "core": (),
         }
     )
-    return plan.model_copy(update={"training": recipe})
+    common = common_group(dataset, plan)
+    labelled = {label.group for label in dataset.labels.values() if label.group is not None}
+    groups = dict(plan.groups) | dict.fromkeys(labelled, plan.groups[common])
+    return plan.model_copy(update={"training": recipe, "groups": groups, "default_group": common})
 
 
 def confusable(

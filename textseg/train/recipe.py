@@ -151,5 +151,6 @@ def _facts(trained: Trained, plan: Plan, model: Path, compute: Compute) -> dict[
         "batch": recipe.batch,
         "patch": " × ".join(map(str, recipe.patch_voxels)),
         "prompts_per_sample": recipe.prompts_per_sample,
+        "sharing_prompts": recipe.sharing_prompts,
         "seed": recipe.seed,
     }
