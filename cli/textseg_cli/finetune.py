@@ -66,6 +66,7 @@ def finetune(
     """
     from textseg.dataset import read_dataset
     from textseg.dataset_check import check_dataset, refuse_errors
+    from textseg.destination import Destination
     from textseg.device import choose_compute
     from textseg.models import find_model
     from textseg.network.weights import load_network
@@ -78,6 +79,8 @@ def finetune(
     arrays, cores = run / "cases", os.cpu_count() or 1
     model = find_model(start)
     compute = choose_compute(device.value)
+    for folder in (out, run):
+        Destination(folder).check_folder()
     dataset = read_dataset(dataset_folder, lexicon)
     plan = finetune_plan(model.plan, dataset, steps, rehearse=rehearse, learning_rate=learning_rate)
     with screen.progress() as progress:

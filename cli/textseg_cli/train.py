@@ -52,6 +52,7 @@ def train(
     folder whenever the time is up. At the last step it scores the held-back
     cases and writes the model's card; on a run that has ended it does only that.
     """
+    from textseg.destination import Destination
     from textseg.device import choose_compute
     from textseg.plan import read_plan
     from textseg.prompts import default_lexicon
@@ -61,6 +62,8 @@ def train(
     plan, lexicon = read_plan(plan_folder), default_lexicon()
     text, model = text or plan_folder, out or run / "model"
     compute = choose_compute(device.value)
+    for folder in (arrays, run, model):
+        Destination(folder).check_folder()
     with screen.progress() as progress:
         _gather_once(plan_folder, data, arrays, plan, progress)
 

@@ -83,3 +83,15 @@ def test_labels_that_can_not_be_told_apart_are_warned_of(
     )
     result = textseg("finetune", dataset, *options)
     assert "nearly the same vector" in result.stderr
+
+
+def test_a_place_that_can_not_be_written_to_is_refused_before_anything_is_prepared(
+    textseg: Run, tiny_model: Path, dataset: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    run = ("--run", tmp_path / "run")
+    result = textseg("finetune", dataset, "--from", tiny_model, "-o", tmp_path / "file" / "new", *run)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert "can't be written" in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -74,3 +74,14 @@ def test_train_without_arrays_asks_for_data(textseg: Run, plan_folder: Path, tmp
     assert result.exit_code == 2
     assert "give --data" in result.stderr
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_train_refuses_a_place_that_can_not_be_written_to(
+    textseg: Run, plan_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    places = ("--data", tmp_path, "--arrays", tmp_path / "file" / "arrays", "--run", tmp_path / "run")
+    result = textseg("train", plan_folder, *places)
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
