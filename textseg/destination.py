@@ -10,11 +10,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from textseg.errors import OutputError
 from textseg.scan import mask_ending
 from textseg.scan.formats import ending_of
 from textseg.volume import Volume
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 @dataclass(frozen=True)
@@ -181,3 +185,22 @@ def _refuse_existing(paths: Sequence[Path]) -> None:
 def _unwritable(folder: Path, error: OSError) -> OutputError:
     reason = error.strerror or str(error)
     return OutputError(f"The output folder {folder} can't be written to: {reason}. Choose another one.")
+
+
+def save_png(page: Image.Image, path: Path, what: str) -> None:
+    """Write a picture beside its place and move it there, so that no reader meets half a file.
+
+    Args:
+        what: the picture's name in an error, such as "preview".
+
+    Raises:
+        OutputError: it can't be written.
+    """
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        page.save(unfinished, format="PNG")
+        os.replace(unfinished, path)
+    except OSError as error:
+        raise OutputError(f"The {what} can't be written to {path}: {error.strerror or error}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)

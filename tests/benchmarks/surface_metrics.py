@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import re
 import sys
 import time
@@ -29,6 +28,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance, compute_surface_dice
 from numpy.typing import NDArray
 
+from textseg.device import processor_name
 from textseg.scores.surface import surface_distances
 
 SHAPE = (512, 512, 300)
@@ -107,16 +107,6 @@ def measure(repeats: int) -> dict[str, Any]:
         "times_faster_all_three": (dice_processor + rest_processor) / mine_processor,
         "times_faster_than_surface_dice_alone": dice_processor / mine_processor,
     }
-
-
-def processor_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown"
-    )
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from textseg.models import plans_folder
 from textseg.network.build import build_network, count_parameters
 from textseg.plan import Plan, read_plan
 from textseg.train import memory
+from textseg.train.loop import answer, loss_of
 from textseg.train.memory import (
     bytes_per_value,
     estimate_training_memory,
@@ -51,7 +52,7 @@ def test_the_count_is_what_autograd_really_keeps() -> None:
     inputs = memory._inputs(plan)
     kept = memory._Kept({parameter.untyped_storage()._cdata for parameter in network.parameters()})
     with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-        memory._loss(memory._answers(network, inputs, plan), inputs, plan)
+        loss_of(answer(network, inputs, plan), inputs, plan)
     estimated = estimate_training_memory(plan, 4)
     assert estimated.kept_by_network + estimated.kept_by_loss == pytest.approx(kept.bytes, rel=0.02)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import colorsys
-import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion
 
-from textseg.errors import GeometryError, OutputError
+from textseg.destination import save_png
+from textseg.errors import GeometryError
 from textseg.geometry import WORLD_ENDS, Box, Geometry, Scalar, bounding_box
 from textseg.volume import guess_modality
 
@@ -138,7 +138,8 @@ def render_preview(
         tiles.append(_tile(_coloured(grey, cuts), plane, geometry, centre, view))
 
     legend = [_entry(*each) for each in zip(labels, masks, seen, strict=True)]
-    _save(_page(tiles, _drawable(title), [_drawable(entry) for entry in legend], scale), Path(path))
+    page = _page(tiles, _drawable(title), [_drawable(entry) for entry in legend], scale)
+    save_png(page, Path(path), "preview")
 
 
 def preview_title(scan: str, prompt: str, presence: float | None, volume_ml: float) -> str:
@@ -437,15 +438,3 @@ def _system_font() -> str | None:
             continue
         return name
     return None
-
-
-def _save(page: Image.Image, path: Path) -> None:
-    """Write beside the place and move there, so that no reader meets half a file."""
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        page.save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OutputError(f"The preview can't be written to {path}: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from textseg.errors import OutputError
+from textseg.destination import save_png
 from textseg.scores.presence import Calibration
 from textseg.scores.statistics import bland_altman
 
@@ -339,13 +338,5 @@ def _font(pixels: int = TEXT_PIXELS) -> Font:
 
 
 def _save(page: Image.Image, path: Path) -> None:
-    """Write beside the place and move there, so that no reader meets half a file."""
     small = page.resize((page.width // SCALE, page.height // SCALE), Image.Resampling.LANCZOS)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        small.save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise OutputError(f"The picture can't be written to {path}: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
+    save_png(small, path, "picture")

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from textseg.device import Compute, fastest_type
 from textseg.errors import TextsegError
-from textseg.network.build import TextPromptedNetwork, build_network
+from textseg.network.build import Decoded, TextPromptedNetwork, build_network
 from textseg.plan import Plan, TrainingPlan
 from textseg.train.cases import Target
 from textseg.train.losses import prompt_loss, sharing_loss
@@ -170,7 +170,7 @@ def train(
         for group in optimiser.param_groups:
             group["lr"] = rate * group["share"]
         _set_mode(network, frozen=number >= recipe.steps * (1 - recipe.frozen_norm_fraction))
-        loss = _step(network, optimiser, next(batches), plan, device)
+        loss = training_step(network, optimiser, next(batches), plan, device)
         if not math.isfinite(loss):
             raise TextsegError(
                 f"Training needs a finite loss, got {loss} at step {number}. Try a lower learning rate."
@@ -198,15 +198,18 @@ def learning_rate(step: int, recipe: TrainingPlan) -> float:
     return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
-def _step(
+def training_step(
     network: TextPromptedNetwork,
     optimiser: torch.optim.Optimizer,
     batch: Question,
     plan: Plan,
     device: torch.device,
 ) -> float:
+    """Learn from one batch of questions; gives their loss."""
     question = Question(*(part.to(device, non_blocking=True) for part in batch))
-    loss = question_loss(network, question, plan, Compute(device, fastest_type(device)))
+    with Compute(device, fastest_type(device)).autocast():
+        answers = answer(network, question, plan)
+    loss = loss_of(answers, question, plan)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_norm)
@@ -214,14 +217,18 @@ def _step(
     return float(loss.detach())
 
 
-def question_loss(network: TextPromptedNetwork, question: Question, plan: Plan, compute: Compute) -> Tensor:
-    """The loss of one batch of questions, a scalar: of the prompts that are decoded and of all that share."""
+def answer(network: TextPromptedNetwork, question: Question, plan: Plan) -> tuple[Decoded, Decoded]:
+    """What a network says to a batch of questions: of the prompts that are decoded, and of all that share."""
+    features = network.encode(question.image.to(memory_format=torch.channels_last_3d))
+    stages = range(1, 1 + len(plan.training.sharing_scales))
+    decoded = network.decode(features, question.text)
+    return decoded, network.share(features, question.sharing_text, stages)
+
+
+def loss_of(answers: tuple[Decoded, Decoded], question: Question, plan: Plan) -> Tensor:
+    """The loss of a network's answers to a batch of questions, a scalar."""
+    decoded, shared = answers
     recipe = plan.training
-    with compute.autocast():
-        features = network.encode(question.image.to(memory_format=torch.channels_last_3d))
-        decoded = network.decode(features, question.text)
-        stages = range(1, 1 + len(recipe.sharing_scales))
-        shared = network.share(features, question.sharing_text, stages)
     asked = prompt_loss(decoded, question.masks, recipe.deep_supervision, recipe.presence_weight)
     sharing = sharing_loss(
         shared, question.shares, question.asked, recipe.sharing_scales, recipe.presence_weight

@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from textseg.device import Compute, choose_compute, fastest_type
+from textseg.device import choose_compute, fastest_type
 from textseg.errors import PlanError
-from textseg.network.build import Decoded, TextPromptedNetwork, build_network
+from textseg.network.build import build_network
 from textseg.plan import Plan
-from textseg.train.losses import prompt_loss, sharing_loss
+from textseg.train.loop import Question, answer, loss_of, training_step
 
 DeviceName = Literal["cpu", "cuda"]
 
@@ -67,9 +67,9 @@ def estimate_training_memory(plan: Plan, bytes_per_value: int) -> TrainingMemory
         weights = {parameter.untyped_storage()._cdata for parameter in network.parameters()}
         kept = _Kept(weights)
         with torch.autograd.graph.saved_tensors_hooks(kept.keep, lambda tensor: tensor):
-            answers = _answers(network, inputs, plan)
+            answers = answer(network, inputs, plan)
             by_network = kept.bytes
-            _loss(answers, inputs, plan)
+            loss_of(answers, inputs, plan)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     return TrainingMemory(
         weights=(4 * COPIES_OF_WEIGHTS + (bytes_per_value if bytes_per_value < 4 else 0)) * parameters,
@@ -137,59 +137,25 @@ def peak_of_two_steps(plan_json: str, device_name: DeviceName) -> int:
     with torch.device(device):
         inputs = _inputs(plan)
     for _ in range(2):
-        with Compute(device, fastest_type(device)).autocast():
-            answers = _answers(network, inputs, plan)
-        loss = _loss(answers, inputs, plan)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_norm)
-        optimiser.step()
+        training_step(network, optimiser, inputs, plan, device)
     del averaged
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     return _peak_resident_bytes() - before
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """One batch as the training loop has it: the image, prompts and their masks, structures that share it."""
-
-    image: Tensor
-    text: Tensor
-    masks: Tensor
-    sharing_text: Tensor
-    asked: Tensor
-    shares: Tensor
-
-
-def _inputs(plan: Plan) -> _Inputs:
+def _inputs(plan: Plan) -> Question:
     """A batch of noise on torch's current default device."""
     recipe = plan.training
     batch, prompts, shape = recipe.batch, recipe.prompts_per_sample, recipe.patch_voxels
     image = torch.randn(batch, len(plan.channels), *shape)
-    return _Inputs(
+    return Question(
         image=image.to(memory_format=torch.channels_last_3d),
         text=torch.randn(batch, prompts, plan.network.text_width),
         masks=(torch.rand(batch, prompts, *shape) > 0.9).float(),
         sharing_text=torch.randn(batch, recipe.sharing_prompts, plan.network.text_width),
         asked=torch.ones(batch, recipe.sharing_prompts, dtype=torch.bool),
         shares=torch.randint(0, 1 + recipe.sharing_prompts, (batch, *shape)),
-    )
-
-
-def _answers(network: TextPromptedNetwork, inputs: _Inputs, plan: Plan) -> tuple[Decoded, Decoded]:
-    features = network.encode(inputs.image)
-    stages = range(1, 1 + len(plan.training.sharing_scales))
-    decoded = network.decode(features, inputs.text)
-    return decoded, network.share(features, inputs.sharing_text, stages)
-
-
-def _loss(answers: tuple[Decoded, Decoded], inputs: _Inputs, plan: Plan) -> Tensor:
-    decoded, shared = answers
-    recipe = plan.training
-    loss = prompt_loss(decoded, inputs.masks, recipe.deep_supervision, recipe.presence_weight)
-    return loss + sharing_loss(
-        shared, inputs.shares, inputs.asked, recipe.sharing_scales, recipe.presence_weight
     )
 
 
