@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from textseg.atomic import written_whole
 from textseg.errors import OutputError
 from textseg.scan import mask_ending
 from textseg.scan.formats import ending_of
@@ -188,7 +189,7 @@ def _unwritable(folder: Path, error: OSError) -> OutputError:
 
 
 def save_png(page: Image.Image, path: Path, what: str) -> None:
-    """Write a picture beside its place and move it there, so that no reader meets half a file.
+    """Write a picture, so that no reader meets half a file.
 
     Args:
         what: the picture's name in an error, such as "preview".
@@ -196,11 +197,8 @@ def save_png(page: Image.Image, path: Path, what: str) -> None:
     Raises:
         OutputError: it can't be written.
     """
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        page.save(unfinished, format="PNG")
-        os.replace(unfinished, path)
+        with written_whole(path) as unfinished:
+            page.save(unfinished, format="PNG")
     except OSError as error:
         raise OutputError(f"The {what} can't be written to {path}: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from textseg.atomic import write_bytes
 from textseg.dataset import ANNOTATED_FILE, DATASET_FILE, NAMES_FILE, PROMPTS_FILE, Dataset, DatasetCase
 from textseg.dataset_check import Progress, in_processes
 from textseg.errors import DatasetError, OutputError
@@ -284,15 +285,12 @@ def _rounded(value: float | np.floating) -> float:
 
 def _keep(fingerprint: Fingerprint, folder: Path) -> None:
     path = folder / FINGERPRINT_FILE
-    hidden = folder / f".{FINGERPRINT_FILE}.part"
     document = fingerprint.model_dump(mode="json")
     cases = document.pop("cases")
     # One line a case: a thousand cases stay readable.
     head = json.dumps(document, indent=1, ensure_ascii=False)[:-2]
     lines = ",\n  ".join(json.dumps(case, ensure_ascii=False) for case in cases)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        hidden.write_text(f'{head},\n "cases": [\n  {lines}\n ]\n}}\n', encoding="utf-8")
-        os.replace(hidden, path)
+        write_bytes(path, f'{head},\n "cases": [\n  {lines}\n ]\n}}\n'.encode())
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror}. Choose another folder.") from error

@@ -13,8 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from textseg.atomic import write_bytes
 from textseg.destination import Destination
-from textseg.embeddings.files import write_bytes
 from textseg.errors import OutputError
 from textseg.geometry import Box, Geometry, bounding_box
 from textseg.masks import combine

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from textseg.atomic import write_bytes
 from textseg.embeddings.encoder import TextEncoder
-from textseg.embeddings.files import user_cache, write_bytes
+from textseg.embeddings.files import user_cache
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _STORED = np.dtype("<f4")

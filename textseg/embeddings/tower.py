@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from textseg.embeddings.files import write_bytes
+from textseg.atomic import write_bytes
 from textseg.embeddings.text_plan import TextPlan
 from textseg.safe_loading import load_fitting
 

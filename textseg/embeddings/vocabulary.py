@@ -10,7 +10,7 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
-from textseg.embeddings.files import write_bytes
+from textseg.atomic import write_bytes
 from textseg.errors import ModelError
 
 VOCABULARY_FILE = "vocabulary.json"

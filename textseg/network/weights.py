@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save
 from torch import Tensor
 
-from textseg.embeddings.files import write_bytes
+from textseg.atomic import write_bytes
 from textseg.network.build import TextPromptedNetwork, build_network
 from textseg.plan import Plan
 from textseg.safe_loading import load_fitting

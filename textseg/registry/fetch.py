@@ -18,7 +18,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
-from textseg.embeddings.files import write_bytes
+from textseg.atomic import write_bytes
 from textseg.errors import ModelError, OutputError
 from textseg.registry.entries import (
     NOTE_FILE,

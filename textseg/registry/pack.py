@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from textseg.atomic import written_whole
 from textseg.errors import ModelError, OutputError
 from textseg.registry.entries import (
     NOTE_FILE,
@@ -58,15 +57,8 @@ def pack(
             )
     try:
         bundle.parent.mkdir(parents=True, exist_ok=True)
-        handle, unfinished = tempfile.mkstemp(dir=bundle.parent, prefix=f".{bundle.name}.")
-        os.close(handle)
-        try:
-            _write(Path(unfinished), entries, progress)
-            os.chmod(unfinished, 0o644)
-            os.replace(unfinished, bundle)
-        except BaseException:
-            Path(unfinished).unlink(missing_ok=True)
-            raise
+        with written_whole(bundle) as unfinished:
+            _write(unfinished, entries, progress)
     except OSError as error:
         raise OutputError(f"{bundle} can't be written: {error.strerror or error}.") from error
     return [entry.name for entry in entries]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from textseg.embeddings.files import write_bytes
+from textseg.atomic import write_bytes
 from textseg.errors import DatasetError
 
 HEADER = "header.json"

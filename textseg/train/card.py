@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from textseg.embeddings.files import write_bytes
+from textseg.atomic import write_bytes
 from textseg.models import CARD_FILE
 from textseg.plan import Plan
 from textseg.prompts import Lexicon

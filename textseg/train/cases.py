@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.embeddings.files import write_bytes
+from textseg.atomic import write_bytes
 from textseg.errors import DatasetError
 from textseg.train.blocks import BlockedArray, read_blocks, write_blocks
 from textseg.volume import Modality

@@ -26,8 +26,8 @@ import typer
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from textseg.atomic import write_bytes
 from textseg.embeddings.encoder import OwnTextEncoder, TextEncoder, load_own_encoder
-from textseg.embeddings.files import write_bytes
 from textseg.embeddings.separation import measure_separation
 from textseg.embeddings.targets import KeptTargets, Place, Targets, places
 from textseg.embeddings.text_plan import TextPlan
