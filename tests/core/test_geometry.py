@@ -233,6 +233,17 @@ def test_the_bounding_box_holds_every_true_voxel_and_no_empty_border():
     assert bounding_box(np.zeros(SHAPE, bool)) is None
 
 
+@pytest.mark.parametrize("axes", list(permutations(range(3))))
+def test_the_bounding_box_of_a_view_is_that_of_its_copy(axes: tuple[int, int, int]) -> None:
+    marks = np.zeros((7, 9, 5), bool)
+    marks[1, 7, 2] = marks[3, 2, 4] = True
+    for flips in product((1, -1), repeat=3):
+        view = marks.transpose(axes)[tuple(slice(None, None, step) for step in flips)]
+        where = np.argwhere(view)
+        expected = Box(tuple(where.min(axis=0).tolist()), tuple((where.max(axis=0) + 1).tolist()))
+        assert bounding_box(view) == expected
+
+
 # ---- spacing ----
 
 
