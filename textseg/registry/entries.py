@@ -39,7 +39,8 @@ class Entry(_Part):
 
     Args:
         name: of the entry; an encoder's is the last part of its repository's, in lower case.
-        kind: "model" for `--model`, "encoder" for a text encoder.
+        kind: "model" for `--model`, "encoder" for a text encoder, "start" for an image encoder to train from,
+            "foreign" for what can be fetched and read, but not run.
         repository: on the hub.
         revision: a commit, or null for the newest.
         folder: the part of the repository that is the model.
@@ -51,7 +52,7 @@ class Entry(_Part):
 
     name: str
     title: str
-    kind: Literal["model", "encoder"]
+    kind: Literal["model", "encoder", "start", "foreign"]
     repository: str
     revision: str | None
     files: tuple[EntryFile, ...] = Field(min_length=1)
