@@ -191,3 +191,84 @@ def test_a_patch_in_which_nobody_is_asked_has_a_finite_loss(labels):
     loss.backward()
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-5)
     assert not logits.grad.any()
+
+
+# Voxels that nobody labelled.
+
+
+@pytest.fixture
+def valid():
+    """(1, 8, 6, 4): a corner is not known; it cuts through the block and, at half the size, through cells."""
+    valid = torch.ones(1, 8, 6, 4, dtype=torch.bool)
+    valid[0, 4:, 3:, 1:] = False
+    return valid
+
+
+def gradients(masks, labels, valid):
+    """Of both losses at two scales, by the logits and the presence scores."""
+    generator = torch.Generator().manual_seed(5)
+    fine, coarse, presence, shares = (
+        torch.randn(shape, generator=generator, requires_grad=True)
+        for shape in ((1, 2, 8, 6, 4), (1, 2, 4, 3, 2), (1, 2), (1, 2, 4, 3, 2))
+    )
+    asked = torch.ones(1, 2, dtype=torch.bool)
+    loss = prompt_loss(Decoded((fine, coarse), presence), masks, (1.0, 0.5), 0.2, valid)
+    loss = loss + sharing_loss(Decoded((shares,), presence), labels, asked, (1.0,), 0.2, valid)
+    return torch.autograd.grad(loss, (fine, coarse, presence, shares))
+
+
+def test_what_lies_under_unknown_voxels_changes_no_gradient(masks, labels, valid):
+    expected = gradients(masks, labels, valid)
+    random = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        other_masks = torch.where(valid[:, None], masks, torch.rand(masks.shape, generator=random).round())
+        drawn = torch.randint(0, 3, labels.shape, generator=random)
+        other_labels = torch.where(valid, labels, drawn)
+        assert not torch.equal(other_masks, masks)
+        for one, other in zip(gradients(other_masks, other_labels, valid), expected, strict=True):
+            assert torch.equal(one, other)
+    fine, coarse, _, shares = expected
+    assert not fine[~valid[:, None].expand_as(fine)].any()
+    assert fine[valid[:, None].expand_as(fine)].all()
+    # A coarse cell counts as far as it is known: the corner's inner cells not at all.
+    for scale in (coarse, shares):
+        assert not scale[:, :, 2:, 2:, 1:].any()
+        assert scale[:, :, :2].all()
+
+
+def test_a_known_patch_costs_the_same_with_and_without_its_map(masks, labels):
+    everywhere = torch.ones(1, 8, 6, 4, dtype=torch.bool)
+    for one, other in zip(gradients(masks, labels, everywhere), gradients(masks, labels, None), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_patch_of_which_nothing_is_known_costs_nothing(masks, labels):
+    for gradient in gradients(masks, labels, torch.zeros(1, 8, 6, 4, dtype=torch.bool)):
+        assert not gradient.any()
+
+
+def test_presence_is_scored_where_a_thing_is_seen_or_the_whole_patch_is_known(masks, valid):
+    def pull(masks, valid):
+        presence = torch.zeros(1, 2, requires_grad=True)
+        prompt_loss(Decoded((logits_of(masks),), presence), masks, (1.0,), 0.2, valid).backward()
+        return presence.grad[0].tolist()
+
+    everywhere = torch.ones_like(valid)
+    assert pull(masks, everywhere) == pytest.approx([-0.05, 0.05])
+    # The second is not seen, but it may lie in the corner that nobody labelled.
+    assert pull(masks, valid) == pytest.approx([-0.1, 0.0])
+    # The first is seen only where nobody labelled: that is not seeing it.
+    assert pull(masks * ~valid[:, None], valid) == [0.0, 0.0]
+
+
+def test_presence_of_those_who_share_is_scored_by_the_same_rule(labels, valid):
+    def pull(labels, valid):
+        presence = torch.zeros(1, 3, requires_grad=True)
+        sharing_loss(
+            Decoded((shared_logits(labels),), presence), labels, ASKED, (1.0,), 0.2, valid
+        ).backward()
+        return presence.grad[0].tolist()
+
+    only_first = labels * (labels == 1)
+    assert pull(only_first, torch.ones_like(valid)) == pytest.approx([-0.05, 0.05, 0.0])
+    assert pull(only_first, valid) == pytest.approx([-0.1, 0.0, 0.0])

@@ -54,6 +54,7 @@ class CaseFacts:
 
     targets: for each thing that can be asked for, the label values that show it.
     tissues: the name of every label value, targets or not, from which a synthesised image takes its contrast.
+    ignore: the value of voxels that nobody labelled; what they show is not known.
     An image without its own label for a structure does not show that it is absent: only `targets` are known.
     """
 
@@ -65,6 +66,7 @@ class CaseFacts:
     modality: Modality | None
     targets: list[tuple[Target, tuple[int, ...]]] = field(default_factory=list)
     tissues: dict[int, str] = field(default_factory=dict)
+    ignore: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -51,7 +51,10 @@ class CaseJob:
         """A digest of all that the case depends on; the same one means that it need not be made again."""
         files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         intensity = {name: entry.model_dump() for name, entry in plan.intensity.items()}
-        depends = (RECIPE_VERSION, asdict(self.facts), files, intensity, plan.margin_mm)
+        facts = asdict(self.facts)
+        if self.facts.ignore is None:
+            del facts["ignore"]  # as before there was such a thing: cases made then are still good
+        depends = (RECIPE_VERSION, facts, files, intensity, plan.margin_mm)
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 

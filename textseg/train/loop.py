@@ -44,9 +44,9 @@ class Step:
 class Question(NamedTuple):
     """What one step asks of a patch; in a batch every entry has one more axis in front.
 
-    image (1, x, y, z); text (prompts, width) and masks (prompts, x, y, z) of the decoded prompts;
+    image (channels, x, y, z); text (prompts, width) and masks (prompts, x, y, z) of the decoded prompts;
     sharing_text (structures, width), asked (structures,) bool and shares (x, y, z) of those that share out
-    the voxels.
+    the voxels; valid (x, y, z) bool, False in voxels that nobody labelled, None for all of them known.
     """
 
     image: Tensor
@@ -55,6 +55,12 @@ class Question(NamedTuple):
     sharing_text: Tensor
     asked: Tensor
     shares: Tensor
+    valid: Tensor | None = None
+
+    def to(self, device: torch.device) -> Question:
+        """The same question on a device."""
+        parts = [None if part is None else part.to(device, non_blocking=True) for part in self]
+        return Question._make(parts)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class SampleStream(Dataset[Question]):
         for place, target in enumerate(sample.sharing):
             sharing_text[place] = self._words(target, random)
         asked = torch.arange(len(sharing_text)) < len(sample.sharing)
-        return Question(sample.image, text, sample.masks, sharing_text, asked, sample.shares)
+        return Question(sample.image, text, sample.masks, sharing_text, asked, sample.shares, sample.valid)
 
     def _words(self, target: Target, random: np.random.Generator) -> Tensor:
         """The canonical words half of the time, since that is what most prompts become."""
@@ -206,7 +212,7 @@ def training_step(
     device: torch.device,
 ) -> float:
     """Learn from one batch of questions; gives their loss."""
-    question = Question(*(part.to(device, non_blocking=True) for part in batch))
+    question = batch.to(device)
     with Compute(device, fastest_type(device)).autocast():
         answers = answer(network, question, plan)
     loss = loss_of(answers, question, plan)
@@ -229,9 +235,16 @@ def loss_of(answers: tuple[Decoded, Decoded], question: Question, plan: Plan) ->
     """The loss of a network's answers to a batch of questions, a scalar."""
     decoded, shared = answers
     recipe = plan.training
-    asked = prompt_loss(decoded, question.masks, recipe.deep_supervision, recipe.presence_weight)
+    asked = prompt_loss(
+        decoded, question.masks, recipe.deep_supervision, recipe.presence_weight, question.valid
+    )
     sharing = sharing_loss(
-        shared, question.shares, question.asked, recipe.sharing_scales, recipe.presence_weight
+        shared,
+        question.shares,
+        question.asked,
+        recipe.sharing_scales,
+        recipe.presence_weight,
+        question.valid,
     )
     return asked + sharing
 

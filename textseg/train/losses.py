@@ -1,4 +1,10 @@
-"""What training minimises: each prompt's overlap and cross-entropy at every scale, and its presence."""
+"""What training minimises: each prompt's overlap and cross-entropy at every scale, and its presence.
+
+Voxels that nobody labelled (`valid` is False) say nothing. They take no part in cross-entropy and Dice, and a
+coarse cell counts by the part of it that is known. Presence is asked of a whole patch: what shows in a known
+voxel is there, whatever the rest holds; what shows in none may still lie in the unknown ones, so it counts as
+absent only where the whole patch is known, and otherwise its presence is not scored at all.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,11 @@ from textseg.network.build import Decoded
 
 
 def prompt_loss(
-    decoded: Decoded, masks: Tensor, scale_weights: Sequence[float], presence_weight: float
+    decoded: Decoded,
+    masks: Tensor,
+    scale_weights: Sequence[float],
+    presence_weight: float,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """The loss of one batch, a scalar.
 
@@ -25,33 +35,51 @@ def prompt_loss(
         masks: (batch, prompts, x, y, z) float in 0 to 1 at the finest scale.
         scale_weights: the weight of each scale, finest first; further scales do not count.
         presence_weight: of the presence score's cross-entropy.
+        valid: (batch, x, y, z) bool, False in voxels that nobody labelled; None for all of them known.
     """
+    if valid is not None:
+        masks = masks * valid[:, None]
     present = (masks.flatten(2).amax(dim=2) > 0.5).float()
-    total = presence_weight * nn.functional.binary_cross_entropy_with_logits(
-        decoded.presence.float(), present
-    )
+    total = presence_weight * _presence_loss(decoded.presence, present, _sure(present, valid))
     used = sum(scale_weights)
     for logits, weight in zip(decoded.logits, scale_weights, strict=False):
-        target = _resized(masks, logits)
-        total = total + weight / used * mask_loss(logits.float(), target, present)
+        inside = _resized(masks, logits)
+        known = None if valid is None else _resized(valid[:, None].float(), logits)
+        total = total + weight / used * mask_loss(logits.float(), inside, present, known)
     return total
 
 
-def mask_loss(logits: Tensor, masks: Tensor, present: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, masks: Tensor, present: Tensor, known: Tensor | None = None) -> Tensor:
     """Soft Dice over the present prompts plus cross-entropy over all.
 
-    logits and masks (batch, prompts, x, y, z), masks 0 to 1; present (batch, prompts) 0 or 1.
+    Args:
+        logits: (batch, prompts, x, y, z).
+        masks: the same shape, the part of each cell that is known to lie inside, 0 to `known`.
+        present: (batch, prompts) 0 or 1.
+        known: (batch, 1, x, y, z), the part of each cell that is known, 0 to 1; None for all of it.
     """
     logits, masks = logits.flatten(2), masks.flatten(2)
-    cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, masks, reduction="none").mean(
-        dim=2
-    )
     probabilities = logits.sigmoid()
     overlap = (probabilities * masks).sum(dim=2)
-    sizes = probabilities.sum(dim=2) + masks.sum(dim=2)
+    if known is None:
+        entropies = nn.functional.binary_cross_entropy_with_logits(logits, masks, reduction="none")
+        cross_entropy = entropies.mean(dim=2)
+        sizes = probabilities.sum(dim=2) + masks.sum(dim=2)
+    else:
+        known = known.flatten(2)
+        # Where nothing of a cell is known its weight is 0, and so is the part of it that lies inside.
+        entropies = nn.functional.binary_cross_entropy_with_logits(
+            logits, masks / known.clamp_min(FAINT), weight=known, reduction="none"
+        )
+        cross_entropy = entropies.sum(dim=2) / known.sum(dim=2).clamp_min(1)
+        sizes = (probabilities * known).sum(dim=2) + masks.sum(dim=2)
     dice = 1 - (2 * overlap + 1) / (sizes + 1)
     # Small structures fill a thousandth of a patch: cross-entropy hardly hears them, so Dice leads.
     return cross_entropy.mean() + (dice * present).sum() / present.sum().clamp_min(1)
+
+
+# Far below the smallest part of a coarse cell that can be known, one voxel of it.
+FAINT = 1e-6
 
 
 def sharing_loss(
@@ -60,6 +88,7 @@ def sharing_loss(
     asked: Tensor,
     scale_weights: Sequence[float],
     presence_weight: float,
+    valid: Tensor | None = None,
 ) -> Tensor:
     """How well a patch's structures share out its voxels: soft-max cross-entropy plus soft Dice, a scalar.
 
@@ -73,25 +102,30 @@ def sharing_loss(
         asked: (batch, structures) bool; False is padding.
         scale_weights: one weight a scale.
         presence_weight: of the presence score's cross-entropy.
+        valid: (batch, x, y, z) bool, False in voxels that nobody labelled; None for all of them known.
     """
+    structures = asked.shape[1]
+    unknown = structures + 1
+    if valid is not None:
+        labels = labels.masked_fill(~valid, unknown)
     total = torch.zeros((), device=labels.device)
     for shares, weight in zip(shared.logits, scale_weights, strict=True):
-        structures = shares.shape[1]
-        wanted = share_labels(labels, structures + 1, shares.shape[2:]).flatten(2)
+        cells = share_labels(labels, unknown + 1, shares.shape[2:]).flatten(2)
+        wanted, known = cells[:, :unknown], 1 - cells[:, unknown:]
         shares = shares.float().flatten(2).masked_fill(~asked[..., None], -1e4)
         log_shares = nn.functional.pad(shares, (0, 0, 1, 0)).log_softmax(dim=1)
-        cross_entropy = -(wanted * log_shares).sum(dim=1).mean()
+        # What is wanted of a cell adds up to what is known of it.
+        cross_entropy = -(wanted * log_shares).sum() / known.sum().clamp_min(1)
         parts, wanted = log_shares[:, 1:].exp(), wanted[:, 1:]
-        overlap, sizes = (parts * wanted).sum(dim=2), parts.sum(dim=2) + wanted.sum(dim=2)
+        overlap = (parts * wanted).sum(dim=2)
+        sizes = (parts * known).sum(dim=2) + wanted.sum(dim=2)
         present = (wanted.sum(dim=2) > 0.5).float()
         dice = 1 - (2 * overlap + 1) / (sizes + 1)
         total = total + weight * (cross_entropy + (dice * present).sum() / present.sum().clamp_min(1))
-    numbers = torch.arange(1, asked.shape[1] + 1, device=labels.device)
+    numbers = torch.arange(1, unknown, device=labels.device)
     there = (labels.flatten(1)[:, None] == numbers[:, None]).any(dim=2).float()
-    presence = nn.functional.binary_cross_entropy_with_logits(
-        shared.presence.float(), there, weight=asked.float(), reduction="sum"
-    )
-    return total / sum(scale_weights) + presence_weight * presence / asked.sum().clamp_min(1)
+    presence = _presence_loss(shared.presence, there, asked * _sure(there, valid))
+    return total / sum(scale_weights) + presence_weight * presence
 
 
 def share_labels(labels: Tensor, classes: int, shape: Sequence[int]) -> Tensor:
@@ -105,7 +139,23 @@ def share_labels(labels: Tensor, classes: int, shape: Sequence[int]) -> Tensor:
     return cells
 
 
+def _sure(there: Tensor, valid: Tensor | None) -> Tensor:
+    """Whose presence is known, (batch, prompts) 0 or 1: those seen, and all in patches known whole."""
+    if valid is None:
+        return torch.ones_like(there)
+    whole = valid.flatten(1).all(dim=1, keepdim=True).to(there.dtype)
+    return torch.maximum(there, whole)
+
+
+def _presence_loss(presence: Tensor, there: Tensor, sure: Tensor) -> Tensor:
+    """The mean cross-entropy of presence logits (batch, prompts) where `sure` is 1."""
+    entropies = nn.functional.binary_cross_entropy_with_logits(
+        presence.float(), there, weight=sure, reduction="sum"
+    )
+    return entropies / sure.sum().clamp_min(1)
+
+
 def _resized(masks: Tensor, logits: Tensor) -> Tensor:
-    if masks.shape == logits.shape:
+    if masks.shape[2:] == logits.shape[2:]:
         return masks
     return nn.functional.interpolate(masks, size=logits.shape[2:], mode="area")

@@ -37,7 +37,7 @@ class Sample:
     """image (1, x, y, z) float32; targets and masks (prompts, x, y, z) float32, empty for the absent.
 
     sharing are structures that exclude each other, and shares (x, y, z) int64 is k where the k-th of them is,
-    0 where none is.
+    0 where none is. valid (x, y, z) bool is False in voxels that nobody labelled.
     """
 
     image: Tensor
@@ -45,6 +45,7 @@ class Sample:
     masks: Tensor
     sharing: tuple[Target, ...]
     shares: Tensor
+    valid: Tensor
 
 
 class PatchSampler:
@@ -95,7 +96,8 @@ class PatchSampler:
         image = _varied(image, random)
         present, absent = self._answers(place, labels, lesion, random)
         targets, masks = self._chosen(present, absent, wanted, random)
-        return Sample(image[None], targets, masks, *self._shared(place, labels, random))
+        sharing, shares = self._shared(place, labels, random)
+        return Sample(image[None], targets, masks, sharing, shares, _labelled(place.case, labels))
 
     def _strange(
         self, place: Place, centre: np.ndarray, strangers: list[Target], random: np.random.Generator
@@ -111,7 +113,9 @@ class PatchSampler:
         image, _ = self._image(place.case, labels, image, random)
         shuffled = [fitting[i] for i in random.permutation(len(fitting))]
         targets, masks = self._chosen({}, shuffled, None, random)
-        return Sample(_varied(image, random)[None], targets, masks, (), torch.zeros_like(labels))
+        # What can't be there is in no unlabelled voxel either: all of the patch is known.
+        known = torch.ones_like(labels, dtype=torch.bool)
+        return Sample(_varied(image, random)[None], targets, masks, (), torch.zeros_like(labels), known)
 
     def _shared(
         self, place: Place, labels: Tensor, random: np.random.Generator
@@ -284,6 +288,12 @@ def _drawn(weights: Sequence[float], count: int, random: np.random.Generator) ->
         return []
     shares = np.asarray(weights, dtype=np.float64)
     return [int(i) for i in random.choice(len(shares), size=count, replace=False, p=shares / shares.sum())]
+
+
+def _labelled(case: Case, labels: Tensor) -> Tensor:
+    """Voxels (x, y, z) bool of a patch that somebody labelled, if only as background."""
+    ignore = case.facts.ignore
+    return torch.ones_like(labels, dtype=torch.bool) if ignore is None else labels != ignore
 
 
 def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:
