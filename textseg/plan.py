@@ -168,6 +168,8 @@ class Plan(Part):
     name: str
     summary: str
     channels: tuple[str, ...] = Field(min_length=1)
+    channel_modalities: tuple[Modality, ...] | None = None
+    """Of each channel, by which it is normalised; null where all channels are of the scan's own modality."""
     groups: dict[str, GroupPlan]
     default_group: str
     margin_mm: float = Field(ge=0)
@@ -183,6 +185,11 @@ class Plan(Part):
     def parts_agree(self) -> Plan:
         if self.default_group not in self.groups:
             raise ValueError(f"default_group {self.default_group!r} is not one of the groups")
+        if self.channel_modalities is not None:
+            if len(self.channel_modalities) != len(self.channels):
+                raise ValueError("channel_modalities need one entry a channel, or are null")
+            if not self.intensity.keys() >= set(self.channel_modalities):
+                raise ValueError("intensity needs a rule for each of the channel_modalities")
         if self.network.text_width != self.text.vector_width:
             raise ValueError("network.text_width must equal text.vector_width")
         for patch in (self.windows.size_voxels, self.training.patch_voxels):
@@ -191,6 +198,23 @@ class Plan(Part):
                     f"a window of {patch} can't be divided by the strides {self.network.total_stride}"
                 )
         return self
+
+    def modalities(self, scan: Modality) -> tuple[Modality, ...]:
+        """Of each channel, for a scan of this modality."""
+        return self.channel_modalities or (scan,) * len(self.channels)
+
+    def check_channels(self, count: int) -> None:
+        """Refuse a scan of another number of channels.
+
+        Raises:
+            PlanError: it is another one.
+        """
+        if count != len(self.channels):
+            several = ", in this order and the further ones by --channel" if len(self.channels) > 1 else ""
+            raise PlanError(
+                f"The model {self.name!r} takes {len(self.channels)} channel(s) ({', '.join(self.channels)}), "
+                f"got {count}. Give one file a channel{several}."
+            )
 
     def spacing_for(self, group: str | None) -> Millimetres:
         """Working spacing in mm (x, y, z of the canonical axes) for a group of the lexicon."""
