@@ -15,6 +15,7 @@ from PIL import Image
 
 from textseg.errors import GeometryError, OutputError
 from textseg.geometry import AxisOrder, Geometry
+from textseg.lettering import font_for
 from textseg.report import preview
 from textseg.report.preview import preview_title, render_preview
 
@@ -297,7 +298,7 @@ def test_the_title_says_what_was_found() -> None:
 
 
 def test_a_long_title_is_wrapped_then_shortened(tmp_path: Path) -> None:
-    font = preview._font(20)
+    font = font_for(20)
     lines = preview._wrapped("a lesion of the left kidney " * 40, font, 600)
     assert len(lines) == preview.LONGEST_TITLE
     assert lines[-1].endswith("...")
@@ -308,15 +309,7 @@ def test_a_long_title_is_wrapped_then_shortened(tmp_path: Path) -> None:
     assert long.shape[0] == short.shape[0] + 2 * preview.LINE_PIXELS
 
 
-def test_foreign_letters_are_drawn_or_made_plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preview, "_system_font", lambda: None)
-    assert preview._drawable("Großhirn, Hälfte") == "Gro?hirn, Halfte"
-    monkeypatch.setattr(preview, "_system_font", lambda: "DejaVuSans.ttf")
-    assert preview._drawable("Großhirn") == "Großhirn"
-
-
 def test_a_foreign_title_is_drawn(tmp_path: Path) -> None:
-    preview._system_font.cache_clear()
     image, mask = phantom()
     plain = drawn(tmp_path, image, mask, straight(), title="Gro")
     assert (drawn(tmp_path, image, mask, straight(), title="Großhirn über α") != plain).any()

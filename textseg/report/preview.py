@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import colorsys
-import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from scipy.ndimage import binary_dilation, binary_erosion
 
 from textseg.destination import save_png
 from textseg.errors import GeometryError
 from textseg.geometry import WORLD_ENDS, Box, Geometry, Scalar, bounding_box
+from textseg.lettering import DOTS, Font, drawable, font_for, shortened
 from textseg.volume import guess_modality
 
 Bools = NDArray[np.bool_]
 Bytes = NDArray[np.uint8]
 Colour = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Voxel = tuple[int, int, int]
 
 PICTURE_PIXELS = 520  # the longest side of the field of view; all three pictures have one scale
@@ -54,9 +52,6 @@ COLOURS: tuple[Colour, ...] = (
 
 # A CT is shown as for soft tissue, in HU.
 CT_WINDOW = (-160.0, 240.0)
-
-# Pillow's own font has ASCII only; a prompt in another language borrows a font of the system.
-SYSTEM_FONTS = ("DejaVuSans.ttf", "Arial Unicode.ttf", "Arial.ttf", "arial.ttf", "Helvetica.ttc")
 
 
 @dataclass(frozen=True)
@@ -138,7 +133,7 @@ def render_preview(
         tiles.append(_tile(_coloured(grey, cuts), plane, geometry, centre, view))
 
     legend = [_entry(*each) for each in zip(labels, masks, seen, strict=True)]
-    page = _page(tiles, _drawable(title), [_drawable(entry) for entry in legend], scale)
+    page = _page(tiles, drawable(title), [drawable(entry) for entry in legend], scale)
     save_png(page, Path(path), "preview")
 
 
@@ -308,7 +303,7 @@ def _tile(picture: Image.Image, plane: Plane, geometry: Geometry, centre: Voxel,
     draw = ImageDraw.Draw(tile)
     draw.rectangle((left - 1, top - 1, right, bottom), outline=FRAME)
 
-    font, middle_x, middle_y = _font(TEXT_PIXELS), left + width // 2, top + height // 2
+    font, middle_x, middle_y = font_for(TEXT_PIXELS), left + width // 2, top + height // 2
     places = [(margin // 3, middle_y), (right + 2 * margin // 3, middle_y)]
     places += [(middle_x, top - 2 * margin // 3), (middle_x, bottom + 2 * margin // 3)]
     for letter, place in zip(plane.edges, places, strict=True):
@@ -340,7 +335,7 @@ def _page(tiles: Sequence[Image.Image], title: str, legend: Sequence[str], scale
     gaps = GAP_PIXELS * (len(tiles) - 1)
     width = max(sum(tile.width for tile in tiles) + gaps, 720)
     inner = width - 2 * MARGIN_PIXELS
-    title_font, font = _font(TEXT_PIXELS + 3, title), _font(TEXT_PIXELS, "".join(legend))
+    title_font, font = font_for(TEXT_PIXELS + 3, title), font_for(TEXT_PIXELS, "".join(legend))
     lines = _wrapped(title, title_font, inner)
     bar_mm, bar_text = _scale_bar(inner / 3 / scale)
     bar_right = MARGIN_PIXELS + round(bar_mm * scale)
@@ -403,38 +398,5 @@ def _wrapped(text: str, font: Font, width: int) -> list[str]:
         else:
             lines[-1] = longer
     if len(lines) > LONGEST_TITLE:
-        lines = [*lines[: LONGEST_TITLE - 1], f"{lines[LONGEST_TITLE - 1]} ..."]
-    return [_shortened(line, font, width) for line in lines]
-
-
-def _shortened(line: str, font: Font, width: int) -> str:
-    if font.getlength(line) <= width:
-        return line
-    while line and font.getlength(f"{line} ...") > width:
-        line = line[:-1]
-    return f"{line} ..."
-
-
-def _font(pixels: int, text: str = "") -> Font:
-    """Pillow's own font, or one of the system's for a text that it can't write."""
-    name = None if text.isascii() else _system_font()
-    return ImageFont.truetype(name, pixels) if name else ImageFont.load_default(pixels)
-
-
-def _drawable(text: str) -> str:
-    """The text, without its accents and foreign letters where no font can write them."""
-    if text.isascii() or _system_font():
-        return text
-    plain = (letter for letter in unicodedata.normalize("NFKD", text) if not unicodedata.combining(letter))
-    return "".join(plain).encode("ascii", "replace").decode("ascii")
-
-
-@cache
-def _system_font() -> str | None:
-    for name in SYSTEM_FONTS:
-        try:
-            ImageFont.truetype(name, TEXT_PIXELS)
-        except OSError:
-            continue
-        return name
-    return None
+        lines = [*lines[: LONGEST_TITLE - 1], f"{lines[LONGEST_TITLE - 1]} {DOTS}"]
+    return [shortened(line, font, width) for line in lines]

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from textseg.destination import save_png
+from textseg.lettering import Font, drawable, font_for, shortened
 from textseg.scores.presence import Calibration
 from textseg.scores.statistics import bland_altman
 
 Colour = tuple[int, int, int]
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Groups = Mapping[str, Mapping[str, Sequence[float]]]
 
 # Drawn larger and brought down, so that lines and dots have no steps.
@@ -27,7 +27,7 @@ MARGIN_PIXELS = 24
 PLOT_PIXELS = 720
 SQUARE_PIXELS = 560
 DOT_PIXELS = 4
-LONGEST_LABEL = 40
+LONGEST_LABEL_PIXELS = 340
 # Quartiles of fewer values say nothing that the values do not.
 FEWEST_FOR_BOX = 5
 # Differences of volumes that are all smaller are drawn as small as they are.
@@ -105,9 +105,9 @@ def draw_boxes(path: Path, title: str, groups: Groups, label: str, limits: tuple
         OutputError: the file can't be written.
     """
     systems = list(dict.fromkeys(system for values in groups.values() for system in values))
-    font, several = _font(), len(systems) > 1
-    labels = {group: _shortened(group) for group in groups}
-    left = MARGIN_PIXELS + round(max(font.getlength(text) for text in labels.values()) / SCALE) + 12
+    several = len(systems) > 1
+    labels = {group: _label(group) for group in groups}
+    left = MARGIN_PIXELS + round(max(font.getlength(text) for text, font in labels.values()) / SCALE) + 12
     height = sum(ROW_PIXELS * len(systems) + GROUP_GAP_PIXELS for _ in groups)
     top = MARGIN_PIXELS + 34 + (30 if several else 0)
     page, draw = _page(left + PLOT_PIXELS + 2 * MARGIN_PIXELS, top + height + 66)
@@ -122,7 +122,8 @@ def draw_boxes(path: Path, title: str, groups: Groups, label: str, limits: tuple
     down = top + GROUP_GAP_PIXELS // 2
     for group, values in groups.items():
         middle = (down + ROW_PIXELS * len(systems) / 2) * SCALE
-        draw.text((frame.left - 10 * SCALE, middle), labels[group], font=font, fill=INK, anchor="rm")
+        text, font = labels[group]
+        draw.text((frame.left - 10 * SCALE, middle), text, font=font, fill=INK, anchor="rm")
         for i, system in enumerate(systems):
             finite = [value for value in values.get(system, ()) if math.isfinite(value)]
             _draw_box(
@@ -182,7 +183,6 @@ def draw_calibration(path: Path, title: str, curves: Mapping[str, Calibration]) 
     x, y = Axis(0, 1, ticks, "presence score"), Axis(0, 1, ticks, "share that is there")
     page, frame = _square(title, x, y, SQUARE_PIXELS, 40 + 30 * len(curves), legend_below=len(curves))
     _draw_dashes(frame, frame.at(0, 0), frame.at(1, 1))
-    font = _font()
     for i, (system, curve) in enumerate(curves.items()):
         colour = COLOURS[i % len(COLOURS)]
         points = [frame.at(one.mean_score, one.share_there) for one in curve.bins]
@@ -191,7 +191,8 @@ def draw_calibration(path: Path, title: str, curves: Mapping[str, Calibration]) 
         for one in curve.bins:
             frame.dot(one.mean_score, one.share_there, colour, 3 + 2 * math.log10(one.count))
         prompts = sum(one.count for one in curve.bins)
-        words = f"{_shortened(system)}: ECE {curve.expected_error:.3f}, {prompts} prompts"
+        name, font = _label(system)
+        words = f"{name}: ECE {curve.expected_error:.3f}, {prompts} prompts"
         at = (frame.left, frame.bottom + (74 + 28 * i) * SCALE)
         frame.draw.rectangle((at[0], at[1] - 6 * SCALE, at[0] + 12 * SCALE, at[1] + 6 * SCALE), fill=colour)
         frame.draw.text((at[0] + 20 * SCALE, at[1]), words, font=font, fill=INK, anchor="lm")
@@ -287,15 +288,15 @@ def _draw_upright(page: Image.Image, text: str, left: int, middle: int) -> None:
 
 
 def _draw_title(draw: ImageDraw.ImageDraw, title: str, left: int) -> None:
-    draw.text(
-        (left * SCALE, MARGIN_PIXELS * SCALE), title, font=_font(TEXT_PIXELS + 3), fill=INK, anchor="lt"
-    )
+    words = drawable(title)
+    at = (left * SCALE, MARGIN_PIXELS * SCALE)
+    draw.text(at, words, font=_font(TEXT_PIXELS + 3, words), fill=INK, anchor="lt")
 
 
 def _draw_legend(draw: ImageDraw.ImageDraw, systems: Sequence[str], left: int, top: int) -> None:
-    at, font = left * SCALE, _font()
+    at = left * SCALE
     for i, system in enumerate(systems):
-        text = _shortened(system)
+        text, font = _label(system)
         colour = COLOURS[i % len(COLOURS)]
         draw.rectangle((at, top * SCALE, at + 12 * SCALE, (top + 12) * SCALE), fill=colour)
         draw.text((at + 20 * SCALE, (top + 6) * SCALE), text, font=font, fill=INK, anchor="lm")
@@ -329,12 +330,15 @@ def _lighter(colour: Colour) -> Colour:
     return red, green, blue
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_LABEL else f"{text[: LONGEST_LABEL - 3]}..."
+def _label(name: str) -> tuple[str, Font]:
+    """The name of a structure or system as it is drawn, and the font that can draw it."""
+    words = drawable(name)
+    font = _font(text=words)
+    return shortened(words, font, LONGEST_LABEL_PIXELS * SCALE), font
 
 
-def _font(pixels: int = TEXT_PIXELS) -> Font:
-    return ImageFont.load_default(pixels * SCALE)
+def _font(pixels: int = TEXT_PIXELS, text: str = "") -> Font:
+    return font_for(pixels * SCALE, text)
 
 
 def _save(page: Image.Image, path: Path) -> None:
