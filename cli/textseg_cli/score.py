@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from textseg.errors import DatasetError
 from textseg_cli.exits import plain_errors
 from textseg_cli.output import Screen
+
+if TYPE_CHECKING:
+    from textseg.scores.challenge import Challenge
+    from textseg.scores.measures import Rules
 
 
 class ChallengeChoice(StrEnum):
@@ -35,7 +39,10 @@ def score(
             help='What labels mean: {"liver": 1, ...} or nnU-Net\'s dataset.json; beside REF it is found.',
         ),
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0, metavar="MM", help="Of the surface Dice (NSD).")] = 2.0,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="MM", help="Of the surface Dice (NSD); 2 mm by default."),
+    ] = None,
     lesion: Annotated[
         list[str] | None,
         typer.Option(
@@ -76,7 +83,6 @@ def score(
     from textseg.scores.cases import Scoring, score_pairs
     from textseg.scores.challenge import CHALLENGES
     from textseg.scores.inputs import DATASET_FILE, Names, find_pairs, read_names
-    from textseg.scores.measures import Rules
     from textseg.scores.report import brief_tables_of, write_report
 
     screen = Screen(quiet)
@@ -84,7 +90,7 @@ def score(
     beside = [reference / DATASET_FILE, reference.parent / DATASET_FILE]
     names = names or next((path for path in beside if path.is_file()), None)
     chosen = CHALLENGES[challenge.value] if challenge else None
-    rules = chosen.rules if chosen else Rules(tolerance_mm=tolerance)
+    rules = _rules(chosen, tolerance)
     scoring = Scoring(read_names(names) if names else Names(), rules, tuple(lesion or ()), resample)
     pairs = {system: find_pairs(path, reference) for system, path in systems.items()}
     scores, notes = {}, []
@@ -103,6 +109,20 @@ def score(
         written = write_report(out, scores, rules, challenge=chosen, notes=notes, overwrite=overwrite)
         if not quiet:
             screen.lines([f"Written to {out}: {', '.join(path.name for path in written)}"])
+
+
+def _rules(challenge: Challenge | None, tolerance_mm: float | None) -> Rules:
+    from textseg.scores.measures import Rules
+
+    if challenge is None:
+        return Rules() if tolerance_mm is None else Rules(tolerance_mm=tolerance_mm)
+    theirs = challenge.rules.tolerance_mm
+    if tolerance_mm is not None and tolerance_mm != theirs:
+        raise DatasetError(
+            f"The challenge {challenge.name} judges surfaces at {theirs:g} mm, but --tolerance asks for "
+            f"{tolerance_mm:g}. Leave one of the two options away."
+        )
+    return challenge.rules
 
 
 def _systems(paths: list[Path]) -> dict[str, Path]:

@@ -67,6 +67,14 @@ def test_a_challenge_brings_its_own_rules(textseg: Run, folders: tuple[Path, Pat
     assert "DSC_TP" in result.stdout
 
 
+def test_a_challenge_is_not_bent_by_a_tolerance(textseg: Run, folders: tuple[Path, Path]) -> None:
+    bent = textseg("score", *folders, "--challenge", "cvpr", "--tolerance", 5, "--workers", 1)
+    assert bent.exit_code == 2
+    assert "cvpr judges surfaces at 2 mm" in bent.stderr
+    same = textseg("score", *folders, "--challenge", "cvpr", "--tolerance", 2, "--workers", 1, "--quiet")
+    assert same.exit_code == 0
+
+
 def test_another_grid_is_refused_in_one_line(
     textseg: Run, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:
