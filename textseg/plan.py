@@ -142,6 +142,11 @@ class TrainingPlan(Part):
     weight_decay: float = Field(ge=0)
     warmup_steps: int = Field(ge=0)
     steps: int = Field(gt=0)
+    schedule: Literal["cosine", "poly"] = "cosine"
+    """How the learning rate falls after the warm-up: half a cosine, or nnU-Net's polynomial."""
+    validate_every: int = Field(default=0, ge=0)
+    """Every so many steps, and at the last one, the averaged network is scored on held-back cases and the
+    best is kept; 0 is never."""
     frozen_norm_fraction: float = Field(ge=0, le=1)
     ema: float = Field(ge=0, lt=1)
     gradient_norm: float = Field(gt=0)
