@@ -6,8 +6,10 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -16,6 +18,7 @@ from textseg.dataset import Dataset
 from textseg.embeddings.encoder import TextEncoder
 from textseg.network.build import TextPromptedNetwork
 from textseg.plan import Plan
+from textseg.train.cases import read_case, read_index
 from textseg.train.labelled import MIXTURE, common_group
 from textseg.train.loop import Beginning, groups_of
 
@@ -123,6 +126,24 @@ def finetune_plan(
     labelled = {label.group for label in dataset.labels.values() if label.group is not None}
     groups = dict(plan.groups) | dict.fromkeys(labelled, plan.groups[common])
     return plan.model_copy(update={"training": recipe, "groups": groups, "default_group": common})
+
+
+def with_fitting_patch(plan: Plan, arrays: Path) -> Plan:
+    """The plan with patches and windows no larger than its training cases need, which saves their cost.
+
+    Args:
+        arrays: prepared cases; the largest shape that nine in ten of them fit into decides.
+    """
+    shapes = [read_case(facts, arrays).labels.shape for facts in read_index(arrays) if facts.split == "train"]
+    needed = np.percentile(shapes, 90, axis=0)
+    strides = plan.network.total_stride
+    x, y, z = (
+        min(most, -(-math.ceil(n) // stride) * stride)
+        for n, most, stride in zip(needed, plan.training.patch_voxels, strides, strict=True)
+    )
+    training = plan.training.model_copy(update={"patch_voxels": (x, y, z)})
+    windows = plan.windows.model_copy(update={"size_voxels": (x, y, z)})
+    return plan.model_copy(update={"training": training, "windows": windows})
 
 
 def confusable(
