@@ -135,7 +135,7 @@ def with_fitting_patch(plan: Plan, arrays: Path) -> Plan:
         arrays: prepared cases; the largest shape that nine in ten of them fit into decides.
     """
     shapes = [read_case(facts, arrays).labels.shape for facts in read_index(arrays) if facts.split == "train"]
-    needed = np.percentile(shapes, 90, axis=0)
+    needed: list[float] = np.percentile(shapes, 90, axis=0).tolist()
     strides = plan.network.total_stride
     x, y, z = (
         min(most, -(-math.ceil(n) // stride) * stride)
