@@ -51,7 +51,7 @@ def make_case(name="one", mixture="torso", split="validation", targets=None):
     # The lower half of the spleen is missed.
     image[12:14][labels[12:14] == 2] = 0
     named = [(LIVER, (1,)), (SPLEEN, (2,)), (SPECK, (3,)), (KIDNEY, (4,))] if targets is None else targets
-    return Case(CaseFacts(name, "torso", mixture, split, (3.0, 3.0, 3.0), "ct", named), labels, image)
+    return Case(CaseFacts(name, "torso", mixture, split, (3.0, 3.0, 3.0), "ct", named), labels, (image,))
 
 
 @pytest.fixture
@@ -114,12 +114,12 @@ def test_label_maps_are_drawn_as_the_same_image_each_time(score):
     case = make_case()
     tissues = {1: "liver", 2: "spleen", 3: "gallbladder"}
     facts = replace(case.facts, modality=None, tissues=tissues)
-    torso = Case(facts, case.labels, None)
+    torso = Case(facts, case.labels)
     stubs = Stub(), Stub()
     scores = [score([torso], stub) for stub in stubs]
     assert {entry.kind for entry in scores[0]} == {"torso ct (synthesised)", "torso mr (synthesised)"}
     first, again = (stub.images for stub in stubs)
     assert all(torch.equal(*pair) for pair in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
-    brain = Case(replace(facts, group="brain", mixture="brain"), case.labels, None)
+    brain = Case(replace(facts, group="brain", mixture="brain"), case.labels)
     assert {entry.kind for entry in score([brain])} == {"brain mr (synthesised)"}

@@ -9,12 +9,14 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from scipy.ndimage import binary_erosion
 
 from textseg.errors import DatasetError
-from textseg.geometry import AxisOrder, Geometry
+from textseg.geometry import AxisOrder, Box, Geometry
 from textseg.models import plans_folder
 from textseg.prompts import understand
+from textseg.resample import resample
 from textseg.train.cases import Target, read_case, read_index
 from textseg.train.gather import SOURCES_FILE, asked_for, gather, named_targets
 from textseg.train.words import canonical_words
@@ -80,7 +82,7 @@ def write_scan(folder, name, image, labels, grid, order=LPS):
 def gathered(tmp_path, plan, lexicon):
     """Gathers sources from the test's folder; gives the cases by name."""
 
-    def run(*sources):
+    def run(*sources, plan=plan):
         write_json(tmp_path / SOURCES_FILE, {"sources": sources})
         arrays = tmp_path / "arrays"
         facts = gather(tmp_path, arrays, plan, tmp_path / SOURCES_FILE, lexicon)
@@ -91,8 +93,8 @@ def gathered(tmp_path, plan, lexicon):
 
 
 def in_memory(case):
-    image = None if case.image is None else np.asarray(case.image)
-    return replace(case, labels=np.asarray(case.labels), image=image)
+    images = tuple(np.asarray(image) for image in case.images)
+    return replace(case, labels=np.asarray(case.labels), images=images)
 
 
 @pytest.fixture
@@ -132,7 +134,7 @@ def test_labels_land_in_canonical_axes_however_a_file_is_stored(gathered, scans)
     cases = gathered(SCANS)
     axial, sagittal = cases["axial"], cases["sagittal"]
     np.testing.assert_array_equal(axial.labels, sagittal.labels)
-    np.testing.assert_allclose(axial.image, sagittal.image, atol=0.02)
+    np.testing.assert_allclose(axial.images[0], sagittal.images[0], atol=0.02)
     centres = {name: np.argwhere(axial.labels == value).mean(axis=0) for name, value in NAMES.items()}
     assert centres["left kidney"][0] < centres["kidney right"][0] - 3
     assert centres["left kidney"][1] < centres["liver"][1] - 3
@@ -150,13 +152,13 @@ def test_organs_keep_their_size_at_the_working_spacing(gathered, scans, plan, an
 
 def test_images_are_normalised_and_lie_under_their_labels(gathered, scans, plan):
     case = gathered(SCANS)["axial"]
-    assert case.image.dtype == np.float16
-    assert case.image.shape == case.labels.shape
+    assert case.images[0].dtype == np.float16
+    assert case.images[0].shape == case.labels.shape
     sd = plan.intensity["ct"].sd
     for name, value in NAMES.items():
         inside = binary_erosion(case.labels == value)
-        assert np.median(case.image[inside]) == pytest.approx(HU[name] / sd, abs=0.02)
-    assert case.image.min() == pytest.approx(HU["air"] / sd, abs=0.02)
+        assert np.median(case.images[0][inside]) == pytest.approx(HU[name] / sd, abs=0.02)
+    assert case.images[0].min() == pytest.approx(HU["air"] / sd, abs=0.02)
 
 
 def test_air_around_the_body_is_cut_away(gathered, scans, plan):
@@ -214,13 +216,37 @@ def test_listed_cases_are_held_back(gathered, scans):
     }
 
 
+def test_channels_regions_and_what_nobody_labelled_are_read(gathered, tmp_path, plan, ct, anatomy, grid):
+    folder = tmp_path / "Dataset001_Torso"
+    regions = {"kidneys": [1, 2], "left kidney": 1, "right kidney": 2, "ignore": 3}
+    write_json(folder / "dataset.json", {"labels": {"background": 0, **regions}})
+    write_scan(folder, "one", ct, anatomy, grid)
+    # The second channel has coarser voxels and begins elsewhere; only the world tells what lies where.
+    coarse = grid.with_spacing((3, 3, 3)).cropped(Box((2, 1, 0), (27, 25, 24)))
+    uptake = resample(torch.from_numpy(anatomy == 2).float() * 9, grid, coarse).numpy()
+    save(uptake, coarse, folder / "imagesTr/one_0001.nii.gz", SAGITTAL)
+    changes = {"channels": ("ct", "pet"), "channel_modalities": ("ct", "pet")}
+    case = gathered(SCANS, plan=plan.model_copy(update=changes))["one"]
+    assert dict(case.facts.targets) == {
+        Target("kidneys"): (1, 2),
+        Target("left_kidney"): (1,),
+        Target("right_kidney"): (2,),
+    }
+    assert case.facts.ignore == 3
+    bright = case.images[1] > 1.5
+    assert bright.shape == case.labels.shape
+    middles = [np.argwhere(mask).mean(axis=0) for mask in (bright, case.labels == 2)]
+    assert middles[0] == pytest.approx(middles[1], abs=0.7)
+    assert np.median(case.images[0][case.labels == 2]) > 0
+
+
 # Label maps without images.
 
 
 def test_a_label_map_keeps_sides_and_tissues_but_has_no_image(gathered, write_map, anatomy):
     write_map("one", anatomy, NAMES | {"subcutaneous fat": 4, "body": 5})
     case = gathered(MAPS)["one"]
-    assert case.image is None
+    assert case.images == ()
     assert case.facts.modality is None
     centres = [np.argwhere(case.labels == value).mean(axis=0) for value in (1, 2, 3)]
     assert centres[0][0] < centres[1][0] - 3
@@ -287,7 +313,7 @@ def test_parcels_of_a_pair_count_as_one_name(gathered, tmp_path, anatomy, grid):
     assert case.facts.spacing_mm == (2.0, 2.0, 2.0)
     left, right = (np.argwhere(case.labels == value) for value in (3, 42))
     assert left[:, 0].mean() < right[:, 0].mean()
-    assert np.median(case.image[case.labels == 3]) > np.median(case.image[case.labels == 0])
+    assert np.median(case.images[0][case.labels == 3]) > np.median(case.images[0][case.labels == 0])
     both = values_of(case, "cerebral_cortex_of_both_hemispheres")
     assert both == (3, 42)
 
@@ -304,7 +330,7 @@ def test_phantoms_are_drawn_and_split_as_the_source_says(gathered):
     cases = gathered(source)
     assert [case.facts.split for case in cases.values()] == ["validation", "train"]
     first, second = cases.values()
-    assert first.image is None
+    assert first.images == ()
     assert {"liver", "kidneys", "left_kidney"} <= names_of(first)
     assert not {"muscle", "subcutaneous_fat"} & names_of(first)
     assert first.labels.shape != second.labels.shape
@@ -469,4 +495,4 @@ def test_two_processes_make_what_one_makes(tmp_path, plan, lexicon, gathered, sc
     for facts in read_index(together):
         case = read_case(facts, together)
         np.testing.assert_array_equal(case.labels, alone[facts.name].labels)
-        np.testing.assert_array_equal(case.image, alone[facts.name].image)
+        np.testing.assert_array_equal(case.images[0], alone[facts.name].images[0])

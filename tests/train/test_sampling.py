@@ -5,6 +5,7 @@ The cases are blocks of their own brightness, so that an image says by itself wh
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -45,14 +46,14 @@ def block_case(blocks, mixture="brain", *, name="blocks", modality="mr", offset=
         targets.append((target, (number,)))
     targets += [(target, (number,)) for number, target in enumerate(unseen, start=len(targets) + 1)]
     facts = CaseFacts(name, "brain", mixture, "train", (1.0, 1.0, 1.0), modality, targets)
-    return Case(facts, labels, image + np.float16(offset))
+    return Case(facts, labels, (image + np.float16(offset),))
 
 
 @pytest.fixture
 def make_sampler(with_training, lexicon):
     """A sampler over these cases that draws only from `mixture`."""
 
-    def make(cases, mixture="brain", **training):
+    def make(cases, mixture="brain", plan_changes=None, **training):
         numbers = {
             "patch_voxels": PATCH,
             "prompts_per_sample": 4,
@@ -60,7 +61,8 @@ def make_sampler(with_training, lexicon):
             "stranger_fraction": 0.0,
         } | training
         places = [find_places(case) for case in cases]
-        return PatchSampler(places, with_training(**numbers), lexicon)
+        plan = with_training(**numbers).model_copy(update=plan_changes or {})
+        return PatchSampler(places, plan, lexicon)
 
     return make
 
@@ -374,6 +376,101 @@ def test_strangers_are_asked_at_their_own_voxel_size_and_denied(make_sampler):
     # The torso's case has voxels of a millimetre, a brain's are larger: the same organ fills fewer of them.
     assert sampler.plan.spacing_for("brain")[0] > 1.5
     assert width["strange"] < 0.5 * width["own"]
+
+
+# Several channels, and voxels that nobody labelled.
+
+
+@pytest.fixture
+def pet_ct(plan):
+    """Changes of a plan that make it one for PET/CT."""
+    return {"channels": ("ct", "pet"), "channel_modalities": ("ct", "pet")}
+
+
+def two_channel_case(**more):
+    """The blocks, and a second channel with the same in other numbers."""
+    case = block_case(BLOCKS, modality="ct", **more)
+    (image,) = case.images
+    return replace(case, images=(image, 0.5 * image + np.float16(3)))
+
+
+def test_every_channel_shows_the_same_place(make_sampler, pet_ct):
+    sampler = make_sampler([two_channel_case()], plan_changes=pet_ct)
+    for sample in draws(sampler, 10):
+        assert sample.image.shape == (2, *PATCH)
+        first, second = sample.image.numpy()
+        assert np.corrcoef(first.ravel(), second.ravel())[0, 1] > 0.98
+        # Gain and noise are each channel's own.
+        assert not np.allclose(0.5 * first + 3, second, atol=1e-3)
+
+
+def test_each_channel_has_its_own_air(make_sampler, pet_ct, monkeypatch):
+    case = two_channel_case()
+    case = replace(case, images=(case.images[0] - np.float16(30), case.images[1] + np.float16(600)))
+    sampler = make_sampler([case], plan_changes=pet_ct)
+    monkeypatch.setattr(sampler, "_centre", lambda place, *rest: (LEFT, np.array([-300.0, 5.0, 5.0])))
+    first, second = sampler.draw(np.random.default_rng(0)).image
+    assert -60 < float(first.max()) < -15
+    assert float(second.min()) > 40
+
+
+def test_a_label_map_is_drawn_in_every_channel_with_a_contrast_of_its_own(
+    make_sampler, phantom_cases, pet_ct, with_training
+):
+    for changes in (pet_ct, {"channels": ("t1", "t2")}):
+        sampler = make_sampler(phantom_cases, "phantom", patch_voxels=(16, 16, 16), plan_changes=changes)
+        for sample in draws(sampler, 8):
+            first, second = sample.image.numpy()
+            assert np.isfinite(sample.image.numpy()).all()
+            assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.995
+            if changes is pet_ct:
+                # SUV 0 is at -0.5 by the plan's rule; a CT's air is far below.
+                assert second.min() > -1.5
+
+
+def test_a_lesion_lies_at_the_same_place_in_every_channel(make_sampler, pet_ct):
+    case = torso_case(KIDNEY, LIVER)
+    case = replace(case, images=(np.ones(SHAPE, np.float16), np.zeros(SHAPE, np.float16)))
+    seen = 0
+    for sample in draws(make_sampler([case], "torso", plan_changes=pet_ct), 30):
+        lesions = [i for i, t in enumerate(sample.targets) if t.finding and sample.masks[i].any()]
+        for index in lesions:
+            inside = sample.masks[index] > 0
+            seen += 1
+            for channel in sample.image:
+                change = (channel[inside].mean() - channel[~inside].median()).abs()
+                assert float(change) > 0.03
+    assert seen > 3
+
+
+def test_cases_of_another_number_of_channels_are_refused(make_sampler, pet_ct):
+    with pytest.raises(DatasetError, match=r"2 channel\(s\) \(ct, pet\), but blocks has 1"):
+        make_sampler([block_case(BLOCKS)], plan_changes=pet_ct)
+
+
+def test_what_nobody_labelled_is_marked_and_never_asked(make_sampler):
+    case = block_case(BLOCKS)
+    unknown = np.zeros(SHAPE, bool)
+    unknown[:, 12:15] = True
+    labels = np.where(unknown, 9, case.labels).astype(np.uint8)
+    case = replace(case, labels=labels, facts=replace(case.facts, ignore=9))
+    some = 0
+    for sample in draws(make_sampler([case])):
+        assert sample.valid.shape == PATCH
+        assert sample.valid.dtype == torch.bool
+        assert not sample.masks[:, ~sample.valid].any()
+        assert not sample.shares[~sample.valid].any()
+        some += int((~sample.valid).any())
+    assert some > 10
+    for sample in draws(make_sampler([block_case(BLOCKS)]), 3):
+        assert sample.valid.all()
+
+
+def test_of_what_cant_be_there_even_unlabelled_voxels_tell(make_sampler):
+    torso = torso_case(KIDNEY, LIVER)
+    torso = replace(torso, facts=replace(torso.facts, ignore=1))
+    sampler = make_sampler([torso, block_case(BLOCKS)], "torso", stranger_fraction=0.999)
+    assert all(sample.valid.all() for sample in draws(sampler, 5))
 
 
 # Which cases are drawn.

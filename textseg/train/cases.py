@@ -55,6 +55,7 @@ class CaseFacts:
     targets: for each thing that can be asked for, the label values that show it.
     tissues: the name of every label value, targets or not, from which a synthesised image takes its contrast.
     ignore: the value of voxels that nobody labelled; what they show is not known.
+    modality: of the image or, where the plan tells its channels apart, of the first; None for a label map.
     An image without its own label for a structure does not show that it is absent: only `targets` are known.
     """
 
@@ -73,13 +74,17 @@ class CaseFacts:
 class Case:
     """A case in canonical axes at the working spacing, in memory or in a file that is read block by block.
 
-    labels (x, y, z) uint8 or int16; image (x, y, z) float16, normalised, or None for a label map, whose image
-    is synthesised.
+    labels (x, y, z) uint8 or int16; images (x, y, z) float16, normalised, one a channel of the plan, in its
+    order; none for a label map, whose images are synthesised.
     """
 
     facts: CaseFacts
     labels: NDArray[Any] | BlockedArray
-    image: NDArray[np.float16] | BlockedArray | None
+    images: tuple[NDArray[np.float16] | BlockedArray, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images is None:  # what stood for "no image" when there could be only one
+            object.__setattr__(self, "images", ())
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +92,13 @@ class Place:
     """A case with some of the places where each of its targets lies, so patches can be drawn around them.
 
     centres: voxels (n, 3) of each target that the case really shows; voxels: how many each has; air: the
-    value of the image beyond its borders.
+    value of each channel beyond its borders.
     """
 
     case: Case
     centres: dict[Target, NDArray[Any]]
     voxels: dict[Target, int]
-    air: float
+    air: tuple[float, ...]
 
 
 def find_places(case: Case, most: int = MOST_PLACES) -> Place:
@@ -110,7 +115,7 @@ def find_places(case: Case, most: int = MOST_PLACES) -> Place:
             chosen = random.choice(np.concatenate(found), size=most)
             centres[target] = np.stack(np.unravel_index(chosen, labels.shape), axis=1)
             voxels[target] = sum(map(len, found))
-    return Place(case, centres, voxels, 0.0 if case.image is None else float(np.asarray(case.image).min()))
+    return Place(case, centres, voxels, tuple(float(np.asarray(image).min()) for image in case.images))
 
 
 def write_case(case: Case, folder: Path, made_from: str = "") -> None:
@@ -121,15 +126,14 @@ def write_case(case: Case, folder: Path, made_from: str = "") -> None:
     """
     place = find_places(case)
     volumes = {"labels": np.asarray(case.labels)}
-    if case.image is not None:
-        volumes["image"] = np.asarray(case.image)
+    volumes |= {_volume_of(i): np.asarray(image) for i, image in enumerate(case.images)}
     targets = [target for target, _ in case.facts.targets]
     shown = [i for i, target in enumerate(targets) if target in place.centres]
     centres = [place.centres[targets[i]] for i in shown]
     tables = {"centres": np.concatenate(centres).astype(np.int16) if centres else np.empty((0, 3), np.int16)}
     facts = {
         "made_from": made_from,
-        "air": place.air,
+        "air": list(place.air),
         "shown": [[i, len(c), place.voxels[targets[i]]] for i, c in zip(shown, centres, strict=True)],
     }
     write_blocks(case_path(case.facts, folder), volumes, tables, facts)
@@ -198,14 +202,22 @@ def read_place(facts: CaseFacts, folder: Path) -> Place:
         DatasetError: its file is missing or broken.
     """
     volumes, tables, kept = read_blocks(case_path(facts, folder))
-    case = Case(facts, volumes["labels"], volumes.get("image"))
+    images = tuple(volumes[_volume_of(i)] for i in range(len(volumes) - 1))
+    case = Case(facts, volumes["labels"], images)
     centres, voxels, start = {}, {}, 0
     for index, count, size in kept["shown"]:
         target, _ = facts.targets[index]
         centres[target] = tables["centres"][start : start + count]
         voxels[target] = size
         start += count
-    return Place(case, centres, voxels, kept["air"])
+    # Older files, of one image or none, hold a single number.
+    air = kept["air"] if isinstance(kept["air"], list) else [kept["air"]] * len(images)
+    return Place(case, centres, voxels, tuple(air))
+
+
+def _volume_of(channel: int) -> str:
+    """The name of a channel's image in the file of a case."""
+    return f"image_{channel}" if channel else "image"
 
 
 def _facts(entry: dict[str, Any]) -> CaseFacts:

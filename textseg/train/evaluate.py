@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,7 +57,8 @@ def evaluate(
     """Score every known target of the held-back cases on the working grid.
 
     Label maps are drawn as an image with a seed of the case's name, so that every model sees the same image.
-    Targets that a case's own labels name but do not show are scored for presence only.
+    Targets that a case's own labels name but do not show are scored for presence only. Voxels that nobody
+    labelled do not count, and what a case shows in none of the others, since it may lie there, is not scored.
 
     Args:
         vectors: for each target (n, text width), of which the first, the canonical words, is used.
@@ -66,16 +67,16 @@ def evaluate(
         if facts.split != split or (mixtures is not None and facts.mixture not in mixtures):
             continue
         case = _in_memory(read_case(facts, arrays))
-        for modality in _modalities(facts):
-            image = _image(case, modality, plan)
-            yield from _scores(network, vectors, case, modality, image, plan, compute)
+        for modalities in _modalities(facts, plan):
+            image = _image(case, modalities, plan)
+            yield from _scores(network, vectors, case, modalities, image, plan, compute)
 
 
 def _scores(
     network: PromptableNetwork,
     vectors: Mapping[Target, Tensor],
     case: Case,
-    modality: Modality,
+    modalities: Sequence[Modality],
     image: Tensor,
     plan: Plan,
     compute: Compute,
@@ -84,33 +85,43 @@ def _scores(
     if not targets:
         return
     text = torch.stack([vectors[target][0] for target, _ in targets])
-    answer = segment_windows(network, image[None], text, plan, compute)
-    kind = f"{case.facts.mixture} {modality}" + ("" if case.image is not None else " (synthesised)")
+    answer = segment_windows(network, image, text, plan, compute)
+    named = " + ".join(dict.fromkeys(modalities))
+    kind = f"{case.facts.mixture} {named}" + ("" if case.images else " (synthesised)")
+    labels = np.asarray(case.labels)
+    known = np.ones_like(labels, bool) if case.facts.ignore is None else labels != case.facts.ignore
     for (target, values), logits, presence in zip(
         targets, answer.logits, answer.presence.tolist(), strict=True
     ):
-        reference = np.isin(np.asarray(case.labels), values)
-        predicted = above_threshold(logits, plan.masks.threshold).numpy()
+        reference = np.isin(labels, values)
         voxels = int(reference.sum())
+        if voxels == 0 and not known.all():
+            continue
+        predicted = above_threshold(logits, plan.masks.threshold).numpy() & known
         score = dice(predicted, reference) if voxels >= FEWEST_VOXELS else None
         yield Score(case.facts.name, kind, target, voxels, score, presence, int(predicted.sum()))
 
 
 def _in_memory(case: Case) -> Case:
-    return replace(
-        case, labels=np.asarray(case.labels), image=None if case.image is None else np.asarray(case.image)
-    )
+    images = tuple(np.asarray(image) for image in case.images)
+    return replace(case, labels=np.asarray(case.labels), images=images)
 
 
-def _modalities(facts: CaseFacts) -> tuple[Modality, ...]:
-    if facts.modality is not None:
-        return (facts.modality,)
-    return ("mr",) if facts.group == "brain" else ("ct", "mr")
+def _modalities(facts: CaseFacts, plan: Plan) -> list[tuple[Modality, ...]]:
+    """Of all channels, once for each image that a case is seen as: a label map as CT and as MR."""
+    if facts.modality is not None or plan.channel_modalities is not None:
+        return [plan.modalities(facts.modality or "mr")]
+    seen_as: tuple[Modality, ...] = ("mr",) if facts.group == "brain" else ("ct", "mr")
+    return [plan.modalities(modality) for modality in seen_as]
 
 
-def _image(case: Case, modality: Modality, plan: Plan) -> Tensor:
-    if case.image is not None:
-        return torch.from_numpy(np.asarray(case.image, np.float32))
-    random = np.random.default_rng([zlib.crc32(case.facts.name.encode()), modality == "ct"])
+def _image(case: Case, modalities: Sequence[Modality], plan: Plan) -> Tensor:
+    """(channels, x, y, z) float32, normalised; a label map's channels drawn one after the other."""
+    if case.images:
+        return torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in case.images]))
+    random = np.random.default_rng([zlib.crc32(case.facts.name.encode()), modalities[0] == "ct"])
     labels = torch.from_numpy(np.asarray(case.labels, np.int64))
-    return normalise(synthesise(labels, case.facts.tissues, modality, random), plan.intensity[modality])
+    drawn = [synthesise(labels, case.facts.tissues, modality, random) for modality in modalities]
+    return torch.stack(
+        [normalise(image, plan.intensity[m]) for image, m in zip(drawn, modalities, strict=True)]
+    )

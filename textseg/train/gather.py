@@ -20,8 +20,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
+from torch import Tensor
 
+from textseg.dataset import BACKGROUND, IGNORE
 from textseg.errors import DatasetError
 from textseg.geometry import Geometry, bounding_box
 from textseg.normalise import normalise
@@ -51,10 +54,11 @@ class CaseJob:
         """A digest of all that the case depends on; the same one means that it need not be made again."""
         files = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in self.files]
         intensity = {name: entry.model_dump() for name, entry in plan.intensity.items()}
-        facts = asdict(self.facts)
+        depends: tuple[Any, ...] = (RECIPE_VERSION, asdict(self.facts), files, intensity, plan.margin_mm)
         if self.facts.ignore is None:
-            del facts["ignore"]  # as before there was such a thing: cases made then are still good
-        depends = (RECIPE_VERSION, facts, files, intensity, plan.margin_mm)
+            del depends[1]["ignore"]  # as before there was such a thing: cases made then are still good
+        if plan.channel_modalities is not None:
+            depends += (plan.channel_modalities,)
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
@@ -147,12 +151,12 @@ def _make(job: CaseJob, arrays: Path, made_from: str) -> None:
 
 
 def named_targets(
-    names: Mapping[str, int], lexicon: Lexicon, known: frozenset[str] | None = None
+    names: Mapping[str, int | Sequence[int]], lexicon: Lexicon, known: frozenset[str] | None = None
 ) -> list[tuple[Target, tuple[int, ...]]]:
     """What can be asked for of a label map: its names, and the unions whose every part it names.
 
     Args:
-        names: the label map's own names and values.
+        names: the label map's own names and values; a region, the union of others, has several.
         known: the names to trust; others are drawn only in part and can't be asked for. None for all.
 
     Raises:
@@ -170,7 +174,7 @@ def named_targets(
         target = Target(
             prompt.structure.id if prompt.structure else None, prompt.finding.id if prompt.finding else None
         )
-        values.setdefault(target, set()).add(value)
+        values.setdefault(target, set()).update([value] if isinstance(value, int) else value)
     return with_unions(values, lexicon)
 
 
@@ -216,7 +220,7 @@ def _jobs(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -
 
 
 def _nnunet_jobs(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> Iterator[CaseJob]:
-    names = _labels(json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"])
+    names, ignore = _labels(json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"])
     complete = folder / "annotated.json"
     annotated = json.loads(complete.read_text(encoding="utf-8")) if complete.is_file() else {}
     paths = _label_files(folder / "labelsTr")
@@ -224,7 +228,7 @@ def _nnunet_jobs(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: L
     for path in paths:
         name = path.name[:-7]
         known = frozenset(annotated[name]["complete"]) if name in annotated else None
-        image = folder / "imagesTr" / f"{name}_0000.nii.gz"
+        images = tuple(folder / "imagesTr" / f"{name}_{i:04d}.nii.gz" for i in range(len(plan.channels)))
         facts = CaseFacts(
             name=name,
             group=source["group"],
@@ -233,8 +237,9 @@ def _nnunet_jobs(folder: Path, source: Mapping[str, Any], plan: Plan, lexicon: L
             spacing_mm=plan.spacing_for(source["group"]),
             modality=_modality(name, source),
             targets=named_targets(names, lexicon, known),
+            ignore=ignore,
         )
-        yield CaseJob(facts, (image, path), partial(_read_image_case, facts, image, path, plan))
+        yield CaseJob(facts, (*images, path), partial(_read_image_case, facts, images, path, plan))
 
 
 def _label_map_jobs(
@@ -245,7 +250,7 @@ def _label_map_jobs(
     splits = _splits([path.name[:-7] for path in paths], source)
     for path in paths:
         name = path.name[:-7]
-        names = _labels((document if "labels" in document else document[path.name])["labels"])
+        names, ignore = _labels((document if "labels" in document else document[path.name])["labels"])
         targets = named_targets({n: v for n, v in names.items() if asked_for(n)}, lexicon)
         facts = CaseFacts(
             name=name,
@@ -255,7 +260,8 @@ def _label_map_jobs(
             spacing_mm=plan.spacing_for(source["group"]),
             modality=None,
             targets=targets,
-            tissues={v: BODY if n.startswith(BODY) else n for n, v in names.items()} | AROUND,
+            tissues=tissues_of(names) | AROUND,
+            ignore=ignore,
         )
         yield CaseJob(facts, (path,), partial(_read_label_map_case, facts, path))
 
@@ -288,25 +294,39 @@ NOT_ASKED_FOR = frozenset(
 AROUND = {250: "soft tissue", 251: "skull bone"}
 
 
-def _read_image_case(facts: CaseFacts, image: Path, labels: Path, plan: Plan) -> Case:
-    return image_case(facts, read_scan(image), read_label_map(labels), plan)
+def tissues_of(names: Mapping[str, Sequence[int]]) -> dict[int, str]:
+    """The name of every label value; a region is no tissue of its own."""
+    alone = {values[0]: name for name, values in names.items() if len(values) == 1}
+    return {value: BODY if name.startswith(BODY) else name for value, name in alone.items()}
+
+
+def _read_image_case(facts: CaseFacts, images: Sequence[Path], labels: Path, plan: Plan) -> Case:
+    return image_case(facts, [read_scan(image) for image in images], read_label_map(labels), plan)
 
 
 def _read_label_map_case(facts: CaseFacts, labels: Path) -> Case:
     return label_map_case(facts, read_label_map(labels))
 
 
-def image_case(facts: CaseFacts, image: Volume, labels: LabelMap, plan: Plan) -> Case:
+def image_case(facts: CaseFacts, images: Sequence[Volume], labels: LabelMap, plan: Plan) -> Case:
+    """A case from its scans, one a channel of the plan; the first one's grid and body are the case's."""
     assert facts.modality is not None
-    intensity = plan.intensity[facts.modality]
-    grid = working_grid(image.geometry, facts.spacing_mm)
+    rules = [plan.intensity[modality] for modality in plan.modalities(facts.modality)]
+    grid = working_grid(images[0].geometry, facts.spacing_mm)
+    on_grid = [_image_on_grid(image, grid) for image in images]
+    box = content_box(on_grid[0], rules[0], grid, plan.margin_mm)
+    normalised = [normalise(image[box.slices], rule) for image, rule in zip(on_grid, rules, strict=True)]
+    return Case(facts, _on_grid(labels, grid)[box.slices], tuple(map(_stepped, normalised)))
+
+
+def _image_on_grid(image: Volume, grid: Geometry) -> Tensor:
     voxels = torch.from_numpy(np.ascontiguousarray(image.voxels[0]).astype(np.float32))
-    on_grid = resample(voxels, image.geometry, grid, fill=float(voxels.min()))
-    box = content_box(on_grid, intensity, grid, plan.margin_mm)
-    normalised = normalise(on_grid[box.slices], intensity).numpy()
+    return resample(voxels, image.geometry, grid, fill=float(voxels.min()))
+
+
+def _stepped(normalised: Tensor) -> NDArray[np.float16]:
     # Steps of a 64th of the spread are far below any scanner's noise, and pack to half of the size.
-    stepped = (np.round(normalised * 64) / 64).astype(np.float16)
-    return Case(facts, _on_grid(labels, grid)[box.slices], stepped)
+    return np.asarray((np.round(normalised.numpy() * 64) / 64).astype(np.float16))
 
 
 def label_map_case(facts: CaseFacts, labels: LabelMap) -> Case:
@@ -315,7 +335,7 @@ def label_map_case(facts: CaseFacts, labels: LabelMap) -> Case:
         on_grid = _with_tissue_around(on_grid, facts)
     box = bounding_box(on_grid > 0)
     assert box is not None
-    return Case(facts, on_grid[box.slices], None)
+    return Case(facts, on_grid[box.slices])
 
 
 def _with_tissue_around(labels: np.ndarray, facts: CaseFacts) -> np.ndarray:
@@ -334,9 +354,12 @@ def _with_tissue_around(labels: np.ndarray, facts: CaseFacts) -> np.ndarray:
 
 
 def _pair_job(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> CaseJob:
-    """One image with one label map; `ranges` of values, such as a cortex's parcels, count as one name."""
+    """One image, or a list of channels, with one label map.
+
+    `ranges` of values, such as a cortex's parcels, count as one name.
+    """
     document = json.loads((data / source["names_from"]).read_text(encoding="utf-8"))
-    names = _labels(document["labels"])
+    names, ignore = _labels(document["labels"])
     facts = CaseFacts(
         name=source["name"],
         group=source["group"],
@@ -345,20 +368,28 @@ def _pair_job(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexico
         spacing_mm=plan.spacing_for(source["group"]),
         modality=source["modality"],
         targets=named_targets(names, lexicon),
+        ignore=ignore,
     )
-    image, labels = data / source["image"], data / source["labels"]
-    ranges = {names[name]: (lowest, highest) for name, (lowest, highest) in source["ranges"].items()}
-    return CaseJob(facts, (image, labels), partial(_read_paired_case, facts, image, labels, ranges, plan))
+    listed = source["image"] if isinstance(source["image"], list) else [source["image"]]
+    images, labels = tuple(data / image for image in listed), data / source["labels"]
+    ranges = {names[name][0]: (lowest, highest) for name, (lowest, highest) in source["ranges"].items()}
+    make = partial(_read_paired_case, facts, images, labels, ranges, plan)
+    return CaseJob(facts, (*images, labels), make)
 
 
 def _read_paired_case(
-    facts: CaseFacts, image: Path, labels: Path, ranges: Mapping[int, tuple[int, int]], plan: Plan
+    facts: CaseFacts,
+    images: Sequence[Path],
+    labels: Path,
+    ranges: Mapping[int, tuple[int, int]],
+    plan: Plan,
 ) -> Case:
     label_map = read_label_map(labels)
     merged = label_map.labels.astype(np.int32)
     for value, (lowest, highest) in ranges.items():
         merged[(merged >= lowest) & (merged <= highest)] = value
-    return image_case(facts, read_scan(image), replace(label_map, labels=merged), plan)
+    scans = [read_scan(image) for image in images]
+    return image_case(facts, scans, replace(label_map, labels=merged), plan)
 
 
 def phantom_jobs(
@@ -387,7 +418,7 @@ def _phantom_case(facts: CaseFacts, seed: int, number: int) -> Case:
     extent_mm = np.array([348.0, 276.0, random.uniform(300, 570)])
     x, y, z = (round(mm / voxel) for mm, voxel in zip(extent_mm, facts.spacing_mm, strict=True))
     grid = Geometry((x, y, z), np.diag([*facts.spacing_mm, 1.0]))
-    return Case(facts, torso_phantom(random, grid), None)
+    return Case(facts, torso_phantom(random, grid))
 
 
 def _on_grid(labels: LabelMap, grid: Geometry) -> np.ndarray:
@@ -396,8 +427,12 @@ def _on_grid(labels: LabelMap, grid: Geometry) -> np.ndarray:
     return on_grid.astype(np.uint8) if on_grid.max() < 256 else on_grid
 
 
-def _labels(labels: Mapping[str, Any]) -> dict[str, int]:
-    return {name: int(value) for name, value in labels.items() if name != "background"}
+def _labels(labels: Mapping[str, Any]) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """Names and their values, of which a region has several, and the value of what nobody labelled."""
+    listed = {name: value if isinstance(value, list) else [value] for name, value in labels.items()}
+    values = {name: tuple(map(int, value)) for name, value in listed.items() if name != BACKGROUND}
+    ignored = values.pop(IGNORE, None)
+    return values, ignored[0] if ignored else None
 
 
 def _modality(name: str, source: Mapping[str, Any]) -> Modality:

@@ -15,7 +15,7 @@ from textseg.plan import Plan
 from textseg.prompts import Lexicon, understand
 from textseg.scan import LabelMap, read_label_map, read_scan
 from textseg.train.cases import Case, CaseFacts, Split, Target
-from textseg.train.gather import BODY, CaseJob, image_case, label_map_case, with_unions
+from textseg.train.gather import CaseJob, image_case, label_map_case, tissues_of, with_unions
 from textseg.volume import Modality
 
 MIXTURE = "own"
@@ -40,14 +40,11 @@ def dataset_jobs(
         held_back: the ids of cases for validation.
 
     Raises:
-        DatasetError: the dataset has several channels, or does not tell the modality of a case.
+        DatasetError: the dataset's channels are not those of the plan, or it does not tell the modality of a
+            case.
     """
-    if len(dataset.channels) > 1:
-        names = ", ".join(channel.name for channel in dataset.channels)
-        raise DatasetError(
-            f"Training sees one channel, but {dataset.name} has {len(dataset.channels)} ({names}). "
-            "Make a dataset of one of them, or of each of them as cases of their own."
-        )
+    if dataset.layout == "nnunet":
+        _refuse_other_channels(dataset, plan)
     targets = {name: label_target(label, lexicon) for name, label in dataset.labels.items()}
     words = {target: dataset.labels[name].words for name, target in targets.items()}
     group = common_group(dataset, plan)
@@ -97,8 +94,10 @@ def _job(
     known = (
         case.values if case.complete is None else {n: v for n, v in case.values.items() if n in case.complete}
     )
-    values = {targets[name]: set(found) for name, found in known.items()}
-    singled, said = _sentences(case, targets, values)
+    values: dict[Target, set[int]] = {}
+    for name, found in known.items():
+        values.setdefault(targets[name], set()).update(found)
+    singled, said = _sentences(case, targets, values, dataset.ignore)
     spoken = {target: values.pop(target) for target in said}
     facts = CaseFacts(
         name=case.id,
@@ -106,9 +105,10 @@ def _job(
         mixture=MIXTURE,
         split=split,
         spacing_mm=plan.spacing_for(group),
-        modality=None if dataset.layout == "labelmaps" else _modality(dataset, case),
+        modality=None if dataset.layout == "labelmaps" else _modality(dataset, case, plan),
         targets=with_unions(values, lexicon) + [(t, tuple(sorted(v))) for t, v in spoken.items()],
-        tissues=_tissues(case) if dataset.layout == "labelmaps" else {},
+        tissues=tissues_of(case.values) if dataset.layout == "labelmaps" else {},
+        ignore=dataset.ignore,
     )
     assert case.labels is not None
     images = tuple(path for path in case.images if path is not None)
@@ -117,12 +117,12 @@ def _job(
 
 
 def _sentences(
-    case: DatasetCase, targets: Mapping[str, Target], values: dict[Target, set[int]]
+    case: DatasetCase, targets: Mapping[str, Target], values: dict[Target, set[int]], ignore: int | None
 ) -> tuple[list[Singled], dict[Target, tuple[str, ...]]]:
     """What the case's sentences single out, and their words; `values` gets their targets and new values."""
     singled: list[Singled] = []
     said: dict[Target, tuple[str, ...]] = {}
-    unused = 1 + max((value for found in case.values.values() for value in found), default=0)
+    unused = 1 + max([ignore or 0, *(value for found in case.values.values() for value in found)])
     for sentence in case.sentences:
         meant = targets[sentence.label]
         if meant not in values:
@@ -151,7 +151,7 @@ def _read(
     label_map = _with_singled(read_label_map(labels), singled)
     if facts.modality is None:
         return label_map_case(facts, label_map)
-    return image_case(facts, read_scan(images[0]), label_map, plan)
+    return image_case(facts, [read_scan(image) for image in images], label_map, plan)
 
 
 def _with_singled(label_map: LabelMap, singled: Sequence[Singled]) -> LabelMap:
@@ -163,8 +163,36 @@ def _with_singled(label_map: LabelMap, singled: Sequence[Singled]) -> LabelMap:
     return replace(label_map, labels=labels)
 
 
-def _modality(dataset: Dataset, case: DatasetCase) -> Modality:
-    modality = case.modality or dataset.channels[0].modality
+def _refuse_other_channels(dataset: Dataset, plan: Plan) -> None:
+    names = [channel.name for channel in dataset.channels]
+    if len(names) != len(plan.channels):
+        raise DatasetError(
+            f"The plan {plan.name!r} is for {len(plan.channels)} channel(s) ({', '.join(plan.channels)}), "
+            f"but {dataset.name} has {len(names)} ({', '.join(names)}). "
+            "Make a plan for this dataset with `textseg plan`."
+        )
+    told = [channel.modality for channel in dataset.channels]
+    meant = plan.channel_modalities
+    if meant is None and len({modality for modality in told if modality}) > 1:
+        raise DatasetError(
+            f"Channels of different modalities need a plan that tells them apart, but {plan.name!r} has no "
+            f"channel_modalities, and {dataset.name} has {' and '.join(names)}. Write them into the plan."
+        )
+    for name, modality, planned in zip(names, told, meant or (), strict=False):
+        if modality not in (None, planned):
+            raise DatasetError(
+                f"The plan {plan.name!r} is for channels of {', '.join(meant or ())}, in this order, but the "
+                f"channel {name!r} of {dataset.name} is {modality}. "
+                "Make a plan for this dataset with `textseg plan`."
+            )
+
+
+def _modality(dataset: Dataset, case: DatasetCase, plan: Plan) -> Modality:
+    """Of the first channel; the other ones have the same, unless the plan tells each one's."""
+    if plan.channel_modalities is not None:
+        return plan.channel_modalities[0]
+    told = [channel.modality for channel in dataset.channels if channel.modality is not None]
+    modality = case.modality or (told[0] if told else None)
     if modality is None:
         raise DatasetError(
             f"Training needs to know whether images are CT, MR or PET, but neither the channel "
@@ -172,8 +200,3 @@ def _modality(dataset: Dataset, case: DatasetCase) -> Modality:
             "dataset.json."
         )
     return modality
-
-
-def _tissues(case: DatasetCase) -> dict[int, str]:
-    names = {value: name for name, values in case.values.items() if len(values) == 1 for value in values}
-    return {value: BODY if name.startswith(BODY) else name for value, name in names.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from textseg.errors import DatasetError
 from textseg.normalise import normalise
 from textseg.plan import Plan
 from textseg.prompts import Lexicon
-from textseg.train.cases import FEWEST_VOXELS, Case, Place, Target
+from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target
 from textseg.train.lesions import LESION_WORDS, Lesion, add_lesion
 from textseg.train.synth import smooth_noise, synthesise
 from textseg.volume import Modality
@@ -34,7 +35,7 @@ FAR_GROUPS: Mapping[str, frozenset[str]] = {
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """image (1, x, y, z) float32; targets and masks (prompts, x, y, z) float32, empty for the absent.
+    """image (channels, x, y, z) float32; targets and masks (prompts, x, y, z) float32, empty for the absent.
 
     sharing are structures that exclude each other, and shares (x, y, z) int64 is k where the k-th of them is,
     0 where none is. valid (x, y, z) bool is False in voxels that nobody labelled.
@@ -52,7 +53,8 @@ class PatchSampler:
     """Draws training samples of one plan from placed cases, by the mixture's weights.
 
     Raises:
-        DatasetError: no case belongs to the plan's mixture and shows what it names.
+        DatasetError: no case belongs to the plan's mixture and shows what it names, or one has images of
+            another number of channels than the plan.
     """
 
     def __init__(self, places: Sequence[Place], plan: Plan, lexicon: Lexicon) -> None:
@@ -69,6 +71,12 @@ class PatchSampler:
                 f"Training needs cases of the plan's mixture ({', '.join(plan.training.mixture)}), "
                 f"got cases of {', '.join(weights) or 'nothing'}. Were they gathered for another plan?"
             )
+        for place in places:
+            if len(place.case.images) not in (0, len(plan.channels)):
+                raise DatasetError(
+                    f"Cases for this plan have {len(plan.channels)} channel(s) ({', '.join(plan.channels)}), "
+                    f"but {place.case.facts.name} has {len(place.case.images)}. Gather them again for it."
+                )
         self.names = list(weights)
         self.weights = np.array(list(weights.values())) / sum(weights.values())
         self.strangers = self._targets_by_group()
@@ -91,13 +99,13 @@ class PatchSampler:
         strangers = self._far_from(place)
         if strangers and random.random() < self.plan.training.stranger_fraction:
             return self._strange(place, centre, strangers, random)
-        labels, image = _cut(place, centre, self.plan.training.patch_voxels, random)
-        image, lesion = self._image(place.case, labels, image, random)
-        image = _varied(image, random)
+        labels, images = _cut(place, centre, self.plan.training.patch_voxels, random)
+        images, lesion = self._images(place.case, labels, images, random)
+        image = torch.stack([_varied(image, random) for image in images])
         present, absent = self._answers(place, labels, lesion, random)
         targets, masks = self._chosen(present, absent, wanted, random)
         sharing, shares = self._shared(place, labels, random)
-        return Sample(image[None], targets, masks, sharing, shares, _labelled(place.case, labels))
+        return Sample(image, targets, masks, sharing, shares, _labelled(place.case, labels))
 
     def _strange(
         self, place: Place, centre: np.ndarray, strangers: list[Target], random: np.random.Generator
@@ -109,13 +117,14 @@ class PatchSampler:
         group = self._spacing_group(strangers[random.integers(len(strangers))])
         fitting = [target for target in strangers if self._spacing_group(target) == group]
         zoom = np.divide(self.plan.spacing_for(group), place.case.facts.spacing_mm)
-        labels, image = _cut(place, centre, self.plan.training.patch_voxels, random, zoom)
-        image, _ = self._image(place.case, labels, image, random)
+        labels, images = _cut(place, centre, self.plan.training.patch_voxels, random, zoom)
+        images, _ = self._images(place.case, labels, images, random)
         shuffled = [fitting[i] for i in random.permutation(len(fitting))]
         targets, masks = self._chosen({}, shuffled, None, random)
+        image = torch.stack([_varied(image, random) for image in images])
         # What can't be there is in no unlabelled voxel either: all of the patch is known.
         known = torch.ones_like(labels, dtype=torch.bool)
-        return Sample(_varied(image, random)[None], targets, masks, (), torch.zeros_like(labels), known)
+        return Sample(image, targets, masks, (), torch.zeros_like(labels), known)
 
     def _shared(
         self, place: Place, labels: Tensor, random: np.random.Generator
@@ -146,28 +155,60 @@ class PatchSampler:
         reach = np.array(self.plan.training.patch_voxels) * 0.3
         return target, centre + random.uniform(-reach, reach)
 
-    def _image(
-        self, case: Case, labels: Tensor, image: Tensor | None, random: np.random.Generator
-    ) -> tuple[Tensor, Lesion | None]:
-        """The normalised image of the patch, real or synthesised, and the lesion that was put into it."""
+    def _images(
+        self, case: Case, labels: Tensor, images: list[Tensor], random: np.random.Generator
+    ) -> tuple[list[Tensor], Lesion | None]:
+        """The normalised channels of the patch, real or synthesised, and the lesion that was put into them.
+
+        A label map's channels are drawn one after the other, so each has a contrast of its own.
+        """
         facts = case.facts
-        modality: Modality
-        if image is not None:
-            assert facts.modality is not None
-            modality = facts.modality
-        else:
-            modality = "ct" if random.random() < CT_FRACTION.get(facts.mixture, 0.5) else "mr"
-            image = synthesise(labels, facts.tissues, modality, random)
+        modalities = self._modalities(facts, random)
+        if not case.images:
+            images = [synthesise(labels, facts.tissues, modality, random) for modality in modalities]
         lesion = None
         if facts.mixture in ("torso", "phantom") and random.random() < 0.35:
-            sd = self.plan.intensity["ct"].sd
-            values_per_hu = 1.0 if case.image is None or sd is None else 1.0 / sd
-            image, lesion = add_lesion(
-                image, labels, self._organs(facts.targets), modality, values_per_hu, random
-            )
-        if case.image is None:
-            image = normalise(image, self.plan.intensity[modality])
-        return image, lesion
+            images, lesion = self._with_lesion(case, labels, images, modalities, random)
+        if not case.images:
+            images = [
+                normalise(image, self.plan.intensity[modality])
+                for image, modality in zip(images, modalities, strict=True)
+            ]
+        return images, lesion
+
+    def _modalities(self, facts: CaseFacts, random: np.random.Generator) -> tuple[Modality, ...]:
+        """Of each channel; a label map may be drawn as CT or as MR unless the plan decides."""
+        modality = facts.modality
+        if modality is None and self.plan.channel_modalities is None:
+            modality = "ct" if random.random() < CT_FRACTION.get(facts.mixture, 0.5) else "mr"
+        return self.plan.modalities(modality or "mr")
+
+    def _with_lesion(
+        self,
+        case: Case,
+        labels: Tensor,
+        images: Sequence[Tensor],
+        modalities: Sequence[Modality],
+        random: np.random.Generator,
+    ) -> tuple[list[Tensor], Lesion | None]:
+        """The same lesion in every channel, each with a contrast of its own."""
+        organs = self._organs(case.facts.targets)
+        ct = self.plan.intensity.get("ct")
+        values_per_hu = 1.0 / ct.sd if case.images and ct is not None and ct.sd else 1.0
+        shape = copy.deepcopy(random)
+        painted: list[Tensor] = []
+        lesion: Lesion | None = None
+        for image, modality in zip(images, modalities, strict=True):
+            # From the same state comes the same place and shape; only what follows them differs.
+            state = copy.deepcopy(shape) if painted else random
+            changed, found = add_lesion(image, labels, organs, modality, values_per_hu, state)
+            if painted and found is not None:
+                assert lesion is not None
+                assert found.mask.equal(lesion.mask)
+                changed = image + _contrast(changed - image, modality, random)
+            painted.append(changed)
+            lesion = lesion or found
+        return painted, lesion
 
     def _organs(self, targets: Sequence[tuple[Target, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
         bases = {
@@ -309,8 +350,8 @@ def _cut(
     shape: Sequence[int],
     random: np.random.Generator,
     zoom: np.ndarray | float = 1.0,
-) -> tuple[Tensor, Tensor | None]:
-    """A turned, scaled and bent patch around a voxel: labels int64 and the image, if there is one.
+) -> tuple[Tensor, list[Tensor]]:
+    """A turned, scaled and bent patch around a voxel: labels int64 and the channels, if there are any.
 
     Each patch voxel is `zoom` voxels of the case wide.
     """
@@ -324,9 +365,11 @@ def _cut(
     unit = (2 * (grid - start) + 1) / (stop - start) - 1
     where = torch.from_numpy(unit[None, ..., ::-1].astype(np.float32).copy())
     labels = _sampled(case.labels[x, y, z], where, "nearest", fill=0.0).round().long()
-    if case.image is None:
-        return labels, None
-    return labels, _sampled(case.image[x, y, z], where, "bilinear", fill=place.air)
+    images = [
+        _sampled(image[x, y, z], where, "bilinear", fill=air)
+        for image, air in zip(case.images, place.air, strict=True)
+    ]
+    return labels, images
 
 
 def _sampled(voxels: np.ndarray, where: Tensor, mode: str, fill: float) -> Tensor:
@@ -358,6 +401,15 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
     about_y = np.array([[b, 0, e], [0, 1, 0], [-e, 0, b]])
     about_z = np.array([[c, -f, 0], [f, c, 0], [0, 0, 1]])
     return np.asarray(about_x @ about_y @ about_z)
+
+
+def _contrast(change: Tensor, modality: Modality, random: np.random.Generator) -> Tensor:
+    """What a lesion does to a further channel: in MR darker or brighter by itself, in PET mostly brighter."""
+    if modality == "ct":
+        return change
+    brighter = random.random() < (0.5 if modality == "mr" else 0.9)
+    sign = 1.0 if float(change.sum()) >= 0 else -1.0
+    return change * (sign if brighter else -sign)
 
 
 def _varied(image: Tensor, random: np.random.Generator) -> Tensor:
