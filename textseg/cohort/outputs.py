@@ -1,0 +1,98 @@
+"""What a worker writes of a scan: masks, measures, preview and record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from textseg.cohort.folders import (
+    MEASURES_FILE,
+    PREVIEW_FILE,
+    RESULT_FILE,
+    must_hide,
+    shown_files,
+    whole_folder,
+    write_json,
+)
+from textseg.cohort.privacy import hide
+from textseg.cohort.task import Task
+from textseg.destination import file_stems
+from textseg.measure import measure_segmentation
+from textseg.result import Segmentation
+from textseg.scan import mask_ending, write_mask
+from textseg.volume import ScanFile, Volume
+
+COHORT_FORMAT = "textseg-cohort-result-1"
+# Written with highdicom and pydicom rather than as images.
+DICOM_FORMATS = ("dicom-seg", "rtstruct")
+# Of a DICOM scan only these facts can't tell whose it is.
+HARMLESS = ("dicom_modality", "slices", "volume", "warnings")
+# These differ from run to run; the journal keeps them, so that the same job always leaves the same bytes.
+OF_THE_MOMENT = ("time", "seconds")
+
+
+def write_outputs(segmentation: Segmentation, task: Task) -> None:
+    """Write all files of a job beside their place, then move the folder there.
+
+    Raises:
+        OSError: they can't be written; nothing of them is left.
+    """
+    with whole_folder(task) as folder:
+        files = _write_masks(segmentation, task, folder)
+        record = _record(segmentation, task, files)
+        if task.settings.preview:
+            segmentation.save_preview(folder / PREVIEW_FILE)
+        write_json(folder / MEASURES_FILE, measure_segmentation(segmentation))
+        record["cohort"]["files"] = sorted(path.name for path in folder.iterdir())
+        write_json(folder / RESULT_FILE, record)
+
+
+def nameless(volume: Volume) -> Volume:
+    """The scan as if it came from a file called "scan": outputs are named after the job's folder."""
+    if volume.file is None:
+        return volume
+    file: ScanFile = replace(volume.file, paths=(Path("scan"),))
+    return replace(volume, file=file)
+
+
+def _write_masks(segmentation: Segmentation, task: Task, folder: Path) -> dict[int, list[str]]:
+    """The names of the files of every prompt that has some."""
+    endings = [ending for ending in task.settings.formats if ending not in DICOM_FORMATS]
+    if not task.settings.formats:
+        endings = [mask_ending(segmentation.volume.file)]
+    stems = file_stems("mask", [found.prompt.text for found in segmentation.found])
+    files: dict[int, list[str]] = {}
+    for index, found in enumerate(segmentation.found):
+        if not (found.is_there or task.settings.write_empty):
+            continue
+        files[index] = [f"{stems[index]}.{ending.lstrip('.')}" for ending in endings]
+        for name in files[index]:
+            write_mask(folder / name, segmentation.masks[index], segmentation.volume)
+    return files
+
+
+def _record(segmentation: Segmentation, task: Task, files: Mapping[int, list[str]]) -> dict[str, Any]:
+    record = segmentation.record({index: names[0] for index, names in files.items() if names})
+    for name in OF_THE_MOMENT:
+        record.pop(name, None)
+    record["scan"]["files"] = shown_files(task)
+    if must_hide(task):
+        details = {name: value for name, value in record["scan"]["details"].items() if name in HARMLESS}
+        record["scan"]["details"] = _hidden(details, task)
+    record["cohort"] = {
+        "format": COHORT_FORMAT,
+        "key": task.key,
+        "prompts_at_once": task.prompts_at_once,
+        "settings": task.settings.as_json(),
+    }
+    return record
+
+
+def _hidden(value: Any, task: Task) -> Any:
+    if isinstance(value, str):
+        return hide(value, task.hidden)
+    if isinstance(value, list):
+        return [_hidden(one, task) for one in value]
+    return value

@@ -1,0 +1,307 @@
+"""Running a cohort: jobs go to workers, what becomes of them goes to the journal, whatever happens."""
+
+from __future__ import annotations
+
+import fcntl
+import shutil
+import sqlite3
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from textseg.cohort.content import job_key, scan_content
+from textseg.cohort.folders import is_finished, take_over
+from textseg.cohort.jobs import JOURNAL_FILE, LOCK_FILE, STAGING, CohortError, Job, Settings
+from textseg.cohort.journal import Entry, Journal, is_full
+from textseg.cohort.privacy import hide_in
+from textseg.cohort.task import Outcome, Task, is_disk_full, task_of
+from textseg.cohort.workers import Workers
+from textseg.errors import TextsegError
+from textseg.models import ModelFolder, find_model
+
+if TYPE_CHECKING:
+    from textseg.device import DeviceChoice
+
+Progress = Callable[[str, int, int], None]
+Said = Callable[[str], None]
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+class Stop:
+    """How a run is asked to stop: once to finish what is running, twice to end now."""
+
+    def __init__(self) -> None:
+        self.requests = 0
+
+    def ask(self) -> None:
+        self.requests += 1
+
+
+@dataclass(frozen=True)
+class RunEnd:
+    """How a run ended.
+
+    Args:
+        done, failed, pending: how many jobs of this cohort are so now.
+        found_done: how many of those were done before.
+        stopped: why it stopped before its end; None where it did not.
+    """
+
+    done: int
+    failed: int
+    pending: int
+    found_done: int
+    stopped: Literal["asked", "disk"] | None = None
+
+
+@dataclass(frozen=True)
+class Compute:
+    """What tasks are computed with; no part of what a job is."""
+
+    device: DeviceChoice = "auto"
+    threads: int | None = None
+
+
+def run_cohort(
+    jobs: Sequence[Job],
+    out: Path,
+    settings: Settings,
+    workers: Workers,
+    *,
+    compute: Compute | None = None,
+    only: Iterable[str] | None = None,
+    stop: Stop | None = None,
+    progress: Progress = lambda stage, done, of: None,
+    failed: Said = lambda sentence: None,
+) -> RunEnd:
+    """Do all jobs that are not done yet; a job that fails is written down and the others go on.
+
+    Args:
+        jobs: the cohort, from `find_jobs`.
+        out: the cohort's folder; each job's outputs lie in a folder of it, named after the job.
+        workers: who does the work; they are closed in the end.
+        only: the jobs to do in this run, by their ids; None for all.
+        stop: to be asked from a signal handler or another thread.
+        progress: called with the state in words, the jobs settled and all jobs.
+        failed: called with a sentence for each job that fails.
+
+    Raises:
+        CohortError: another run is at work in the folder, or no model can be found.
+        OutputError: the folder can't be written to.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with only_one_run(out):
+            journal = Journal(out / JOURNAL_FILE, make=True)
+            try:
+                run = _Run(jobs, out, settings, workers, compute or Compute(), journal, progress, failed)
+                return run.to_the_end(set(only) if only is not None else None, stop or Stop())
+            finally:
+                journal.close()
+    finally:
+        workers.kill()
+
+
+@contextmanager
+def only_one_run(out: Path) -> Iterator[None]:
+    """Keeps other runs out of a cohort's folder; the system lets go of the lock when the process ends.
+
+    Raises:
+        CohortError: another run is at work there.
+    """
+    with (out / LOCK_FILE).open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CohortError(
+                f"Only one run works on a cohort at a time, but another one is at work in {out}. "
+                "Wait for its end, or stop it."
+            ) from error
+        yield
+
+
+class _Run:
+    """One run: the jobs still to be handed out, those with workers, and those to be tried again alone."""
+
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        out: Path,
+        settings: Settings,
+        workers: Workers,
+        compute: Compute,
+        journal: Journal,
+        progress: Progress,
+        failed: Said,
+    ) -> None:
+        self.jobs, self.out, self.settings = {job.id: job for job in jobs}, out, settings
+        self.workers, self.compute, self.journal = workers, compute, journal
+        self.progress, self.failed = progress, failed
+        # Of this run alone, so that a worker that an earlier run left behind writes into nothing.
+        self.staging = out / STAGING
+        self.models: dict[str, ModelFolder | TextsegError] = {}
+        self.with_workers: dict[Future[Outcome], Task] = {}
+        self.alone: deque[Task] = deque()
+        self.tried_alone: set[str] = set()
+        self.settled = 0
+        self.found_done = 0
+        self.stopped: Literal["asked", "disk"] | None = None
+
+    def to_the_end(self, only: set[str] | None, stop: Stop) -> RunEnd:
+        try:
+            shutil.rmtree(self.staging, ignore_errors=True)
+            self.journal.register(_entry_of(job, self.settings) for job in self.jobs.values())
+            self._work(self._tasks(only), self.workers.capacity, stop)
+            # What found no memory, or took its worker with it, is tried with the machine to itself.
+            while self.alone and self.stopped is None:
+                self._work(iter([self.alone.popleft()]), 1, stop)
+            if self.stopped is None:
+                self.workers.close()
+        except (sqlite3.Error, OSError) as error:
+            if not (is_disk_full(error) or (isinstance(error, sqlite3.Error) and is_full(error))):
+                raise
+            self.stopped = "disk"
+        finally:
+            self.workers.kill()
+        shutil.rmtree(self.staging, ignore_errors=True)
+        counts = self.journal.counts()
+        pending = counts["pending"] + counts["running"]
+        return RunEnd(counts["done"], counts["failed"], pending, self.found_done, self.stopped)
+
+    # ---- handing out ----
+
+    def _tasks(self, only: set[str] | None) -> Iterator[Task]:
+        """The tasks of jobs that are not done, one after the other as they are asked for."""
+        for job in self.jobs.values():
+            if only is not None and job.id not in only:
+                self.settled += 1
+                continue
+            try:
+                model = self._model(job.model)
+                model.read_prompts(job.prompts)
+                key = job_key(job, scan_content(job, self.journal), model.sha256, self.settings)
+            except TextsegError as error:
+                self._fail(job.id, hide_in(job, self.settings.ids, str(error)))
+                continue
+            task = task_of(job, key, self.settings, self.out, self.staging, model.path)
+            if self._is_done(task):
+                self.found_done += 1
+                self.settled += 1
+                self.journal.finish(job.id, key)
+                continue
+            yield replace(task, device=self.compute.device, threads=self.compute.threads)
+
+    def _model(self, name: str) -> ModelFolder:
+        if name not in self.models:
+            try:
+                self.models[name] = find_model(name)
+            except TextsegError as error:
+                self.models[name] = error
+        model = self.models[name]
+        if isinstance(model, TextsegError):
+            raise model
+        return model
+
+    def _is_done(self, task: Task) -> bool:
+        """Whether the outputs are there, also under the name that the scan had before."""
+        if is_finished(task.folder, task.key):
+            return True
+        for other in self.journal.done_under(task.key):
+            if other != task.id and is_finished(self.out / other, task.key):
+                take_over(self.out / other, task)
+                return True
+        return False
+
+    # ---- the loop ----
+
+    def _work(self, tasks: Iterator[Task], capacity: int, stop: Stop) -> None:
+        """Keep so many tasks with the workers until there are no more, or the run is to stop."""
+        has_more = True
+        while has_more or self.with_workers:
+            if stop.requests and self.stopped is None:
+                self._wind_down("asked")
+            if stop.requests > 1:
+                self.workers.kill()
+            while has_more and self.stopped is None and len(self.with_workers) < capacity:
+                task = next(tasks, None)
+                has_more = task is not None
+                if task is not None:
+                    self._start(task)
+                if stop.requests:
+                    break
+            if self.stopped is not None:
+                has_more = False
+            self._show()
+            finished, _ = wait(self.with_workers, SECONDS_BETWEEN_LOOKS, FIRST_COMPLETED)
+            for future in finished:
+                self._take(self.with_workers.pop(future), future.result())
+
+    def _start(self, task: Task) -> None:
+        self.journal.start(task.id, task.key)
+        self.with_workers[self.workers.submit(task)] = task
+
+    def _wind_down(self, why: Literal["asked", "disk"]) -> None:
+        self.stopped = why
+        self.workers.wind_down()
+
+    def _take(self, task: Task, outcome: Outcome) -> None:
+        """Write down how a task ended, or keep it for another attempt."""
+        if outcome.status == "done":
+            self.journal.finish(task.id, task.key, outcome.seconds)
+            self.settled += 1
+        elif outcome.status in ("failed", "timeout"):
+            self._fail(task.id, outcome.reason, outcome.seconds)
+        elif outcome.status == "disk":
+            self.journal.release(task.id)
+            if self.stopped is None:
+                self._wind_down("disk")
+        elif outcome.status == "released":
+            self.journal.release(task.id)
+            if self.stopped is None:
+                self._start(task)
+        else:
+            self._try_alone(task, outcome)
+
+    def _try_alone(self, task: Task, outcome: Outcome) -> None:
+        """After too little memory, or a worker that died: once more with less, when nothing else runs."""
+        lighter = task.with_less_memory()
+        # A worker that dies takes its other scans with it; alone, each shows whether it was the one.
+        may_again = outcome.status == "memory" or task.id not in self.tried_alone
+        if lighter is None or not may_again:
+            self._fail(task.id, outcome.reason, outcome.seconds)
+            return
+        self.tried_alone.add(task.id)
+        self.journal.release(task.id)
+        self.alone.append(lighter)
+
+    def _fail(self, job: str, reason: str, seconds: float | None = None) -> None:
+        self.journal.fail(job, reason, seconds)
+        self.settled += 1
+        self.failed(f"{job}: {reason}")
+
+    def _show(self) -> None:
+        words = {None: "segmenting", "asked": "finishing what is running", "disk": "the disk is full"}
+        self.progress(words[self.stopped], self.settled, len(self.jobs))
+
+
+def _entry_of(job: Job, settings: Settings) -> Entry:
+    is_hidden = job.is_dicom and settings.ids != "keep"
+    scan = "" if is_hidden else ";".join(map(str, job.scan))
+    return Entry(job.id, "pending", "", "", scan, job.model, job.prompts, job.extra)
+
+
+def entries_of(out: Path) -> list[Entry]:
+    """The journal of a cohort as it is now, also while a run is at work.
+
+    Raises:
+        CohortError: the folder holds no cohort.
+    """
+    journal = Journal(out / JOURNAL_FILE)
+    try:
+        return journal.entries()
+    finally:
+        journal.close()

@@ -1,0 +1,183 @@
+"""A worker process: `python -m textseg.cohort.worker`, told tasks on stdin, answering on stdout.
+
+It is a program of its own rather than a fork or a pool of Python's: a scan that makes a library crash, or
+that takes too long, costs this process and nothing else, and dask's workers may start it too. Two or three
+tasks are in it at once, each in a thread: while one is in the network, the next is read and the one before
+is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from textseg.cohort.archive import as_folder
+from textseg.cohort.folders import is_finished
+from textseg.cohort.privacy import hide
+from textseg.cohort.task import Outcome, Stage, Task, is_disk_full, is_out_of_memory
+from textseg.errors import SeriesChoiceError, TextsegError
+
+if TYPE_CHECKING:
+    from textseg.cohort.segmenters import Segmenters
+    from textseg.volume import Volume
+
+THREADS = 3
+WIND_DOWN, CLOSE = "wind down", "close"
+Say = Callable[[Stage], None]
+
+
+class Worker:
+    """The tasks of one process, which share its models and take turns in the network."""
+
+    def __init__(self) -> None:
+        self.is_winding_down = threading.Event()
+        self._turn = threading.Lock()
+        self._segmenters: Segmenters | None = None
+
+    def run(self, task: Task, say: Say) -> Outcome:
+        """Do one task; whatever goes wrong is in the outcome, in words that may be shown."""
+        began = time.monotonic()
+        try:
+            is_done = self._do(task, say)
+        except Exception as error:
+            if os.environ.get("TEXTSEG_DEBUG"):
+                traceback.print_exc()
+            outcome = _failure(task, error)
+            if outcome.status == "memory":
+                self._forget_models()
+        else:
+            outcome = Outcome(task.id, "done" if is_done else "released")
+        return replace(outcome, seconds=round(time.monotonic() - began, 3))
+
+    def _do(self, task: Task, say: Say) -> bool:
+        """Whether it was done; False where the run stops before its turn came."""
+        # Another worker may have done it, and been lost before it could say so.
+        if is_finished(task.folder, task.key):
+            return True
+        say("reading")
+        with _scan_of(task) as volume:
+            say("waiting")
+            with self._turn:
+                if self.is_winding_down.is_set():
+                    return False
+                # Here, so that the first scan is read while torch is imported.
+                from textseg.cohort.outputs import nameless, write_outputs
+                from textseg.cohort.segmenters import Segmenters, segment_task
+
+                self._segmenters = self._segmenters or Segmenters()
+                segmenter = self._segmenters.of(task)
+                say("segmenting")
+                segmentation = segment_task(segmenter, nameless(volume), task)
+            say("writing")
+            write_outputs(segmentation, task)
+        return True
+
+    def _forget_models(self) -> None:
+        with self._turn:
+            if self._segmenters is not None:
+                self._segmenters.forget()
+
+
+@contextmanager
+def _scan_of(task: Task) -> Iterator[Volume]:
+    from textseg.scan import read_scan
+
+    with ExitStack() as stack:
+        if not task.slices:
+            yield read_scan(task.scan, series=task.series, volume=task.volume)
+            return
+        folder = stack.enter_context(as_folder([Path(path) for path in task.slices]))
+        yield _read_series(folder, task)
+
+
+def _read_series(folder: Path, task: Task) -> Volume:
+    """The scan of one series; where its images lie in several ways, the way that most of them do."""
+    from textseg.scan import list_series, read_scan
+
+    try:
+        return read_scan(folder, volume=task.volume)
+    except SeriesChoiceError:
+        most = max(list_series(folder), key=lambda stack: stack.images)
+        return read_scan(folder, series=most.uid, volume=task.volume)
+
+
+def _failure(task: Task, error: Exception) -> Outcome:
+    if is_disk_full(error):
+        return Outcome(task.id, "disk", "The disk is full.")
+    if is_out_of_memory(error):
+        return Outcome(
+            task.id, "memory", "The memory is not enough for this scan, even one prompt at a time."
+        )
+    if isinstance(error, TextsegError):
+        return Outcome(task.id, "failed", _shown(task, error))
+    first_line = str(error).partition("\n")[0]
+    words = f"Something failed that should not have ({type(error).__name__}: {first_line})."
+    return Outcome(task.id, "failed", _fit_to_show(task, words))
+
+
+def _shown(task: Task, error: TextsegError) -> str:
+    if isinstance(error, SeriesChoiceError) and task.is_dicom and task.settings.ids != "keep":
+        # The message lists UIDs and descriptions.
+        return "The folder holds several DICOM series, or not the one named; choose one in the column series."
+    return _fit_to_show(task, " ".join(str(error).split()))
+
+
+def _fit_to_show(task: Task, words: str) -> str:
+    if not task.is_dicom or task.settings.ids == "keep":
+        return words
+    for path in task.scan:
+        words = words.replace(path, task.id).replace(Path(path).name, task.id)
+    return hide(words, task.hidden)
+
+
+def serve(tasks: TextIO, answers: TextIO) -> None:
+    """Do the tasks that come, one a line, until told to close; ends the process where nobody listens."""
+    worker, lock = Worker(), threading.Lock()
+
+    def send(line: str) -> None:
+        with lock:
+            try:
+                answers.write(line + "\n")
+                answers.flush()
+            except OSError:
+                # The run is gone: what it would have heard is in the outputs, or will be done again.
+                os._exit(1)
+
+    def do(task: Task) -> None:
+        outcome = worker.run(task, lambda stage: send(json.dumps({"id": task.id, "stage": stage})))
+        send(outcome.to_line())
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        for line in tasks:
+            message = json.loads(line)
+            if message == CLOSE:
+                return
+            if message == WIND_DOWN:
+                worker.is_winding_down.set()
+            else:
+                threads.submit(do, Task.from_line(line))
+        # No farewell: the process that ran the cohort was killed, and another may be about to start.
+        os._exit(1)
+
+
+def main() -> None:
+    """The program: stdout is kept for answers, whatever libraries print."""
+    warnings.simplefilter("ignore")
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
