@@ -12,6 +12,7 @@ from textseg.version import __version__
 from textseg_cli.convert import convert
 from textseg_cli.doctor import doctor
 from textseg_cli.exits import EXIT_CODES
+from textseg_cli.export import export
 from textseg_cli.finetune import finetune
 from textseg_cli.models import models
 from textseg_cli.output import Screen, show_library_warnings
@@ -38,6 +39,7 @@ app.command()(score)
 app.add_typer(plan, name="plan")
 app.command()(train)
 app.command()(finetune)
+app.command()(export)
 app.command()(doctor)
 
 

@@ -1,108 +1,350 @@
-"""`textseg train`: from a plan and its sources to a model's folder."""
+"""`textseg train`: from one's own dataset, or from a plan and its sources, to a model's folder."""
 
 from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from textseg.errors import DatasetError
+from textseg.errors import DatasetError, OutputError
 from textseg_cli.exits import plain_errors
 from textseg_cli.output import Screen
 from textseg_cli.predict import Device
 
 if TYPE_CHECKING:
+    from textseg.dataset import Dataset
+    from textseg.device import Compute
     from textseg.plan import Plan
-    from textseg.train.loop import Step
+    from textseg.prompts import Lexicon
+    from textseg.train.export import RunPlaces
+    from textseg.train.loop import Beginning, Step
+    from textseg.train.split import CaseSplit
+
+Progress = Callable[[str, int, int], None]
+
+# What training from scratch and fine-tuning have in common.
+HoldBack = Annotated[int, typer.Option(min=2, help="Every n-th case is held back and never trained on.")]
+Fold = Annotated[
+    int | None,
+    typer.Option(min=0, help="Hold back this fold instead, numbered from 0, as nnU-Net makes them."),
+]
+Folds = Annotated[int, typer.Option(min=2, help="How many folds there are.")]
+Split = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help='{"validation": [ids]}, or splits_final.json of nnU-Net with --fold.'),
+]
+Patients = Annotated[
+    str | None,
+    typer.Option(metavar="REGEX", help="Finds the patient in a case's id; a patient's cases stay together."),
+]
+Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")]
 
 
 @plain_errors()
 def train(
-    plan_folder: Annotated[
-        Path, typer.Argument(metavar="PLAN_FOLDER", help="Holds plan.json, sources.json and the text tower.")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATASET",
+            help="nnU-Net's layout, or label maps with names.json; or a plan's folder with sources.json.",
+        ),
     ],
-    arrays: Annotated[
-        Path, typer.Option(metavar="FOLDER", help="The training arrays; gathered from DATA where missing.")
-    ],
-    run: Annotated[Path, typer.Option(metavar="FOLDER", help="State and log, to stop and to go on.")],
-    data: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="What the folders in sources.json lie in.")
-    ] = None,
-    text: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Where the text tower is, if not in PLAN_FOLDER."),
-    ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="FOLDER", help="The model; RUN/model by default."),
     ] = None,
+    plan_folder: Annotated[
+        Path | None,
+        typer.Option("--plan", metavar="FOLDER", help="From textseg plan; made for --memory without it."),
+    ] = None,
+    memory: Annotated[
+        str, typer.Option(metavar="SIZE", help="What a training step may take: 8GB, 24GiB, 800MB.")
+    ] = "8GB",
+    steps: Annotated[int | None, typer.Option(min=1, help="Steps in all; the plan's by default.")] = None,
+    hold_back: HoldBack = 5,
+    fold: Fold = None,
+    folds: Folds = 5,
+    split: Split = None,
+    patients: Patients = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Whose text tower is used; the default model's, or the plan's own."
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="State and log; OUT.run by default.")
+    ] = None,
+    arrays: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Prepared cases; RUN/cases by default.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="What the folders in sources.json lie in.")
+    ] = None,
+    minutes: Minutes = None,
+    device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    overwrite: Overwrite = False,
 ) -> None:
-    """Train a plan's network.
+    """Train a network from scratch on your own dataset, or by a plan's own recipe.
 
-    Goes on from the state in RUN where there is one, and writes the model's
-    folder whenever the time is up. At the last step it scores the held-back
-    cases and writes the model's card; on a run that has ended it does only that.
+    Checks and plans the dataset, prepares its cases, trains, scores the cases that
+    were held back, and writes a model with its card that `textseg predict --model
+    OUT` runs. Stopped at any time, the same command goes on.
+
+    A folder with plan.json and sources.json is trained from the data that it names.
     """
-    from textseg.destination import Destination
+    screen = Screen()
+    run, model = _run_and_model(run, out)
+    places = _places(source, model, run, arrays or run / "cases", text)
+    longest = math.inf if minutes is None else minutes
+    if _is_dataset(source):
+        chosen = SplitChoice(hold_back, fold, folds, split, patients)
+        asked = PlanChoice(plan_folder, memory, steps)
+        _train_own(screen, source, asked, chosen, places, longest, device, overwrite)
+    else:
+        _train_recipe(screen, source, data, places, longest, device, overwrite)
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """What was said of which cases to hold back; see `textseg.train.split.choose_split`."""
+
+    hold_back: int
+    fold: int | None
+    folds: int
+    file: Path | None
+    patients: str | None
+
+    def of(self, dataset: Dataset) -> CaseSplit:
+        from textseg.train.split import choose_split
+
+        return choose_split(
+            dataset,
+            hold_back=self.hold_back,
+            fold=self.fold,
+            folds=self.folds,
+            file=self.file,
+            patients=self.patients,
+        )
+
+
+@dataclass(frozen=True)
+class PlanChoice:
+    """What was said of the plan: a folder, or a size of memory to make one for; and of its steps."""
+
+    folder: Path | None
+    memory: str
+    steps: int | None
+
+
+def _train_own(
+    screen: Screen,
+    folder: Path,
+    asked: PlanChoice,
+    chosen: SplitChoice,
+    places: RunPlaces,
+    minutes: float,
+    device: Device,
+    overwrite: bool,
+) -> None:
+    from textseg.dataset import read_dataset
+    from textseg.device import choose_compute
+    from textseg.planning import parse_memory
+    from textseg.prompts import default_lexicon
+    from textseg.train.export import check_model_place
+    from textseg.train.own import check_once, scratch_plan
+
+    lexicon, cores = default_lexicon(), os.cpu_count() or 1
+    compute = choose_compute(device.value)
+    budget = parse_memory(asked.memory)
+    check_writable(places)
+    check_model_place(places, overwrite=overwrite)
+    dataset = read_dataset(folder, lexicon)
+    split = chosen.of(dataset)
+    with screen.progress() as progress:
+        note_warnings(screen, check_once(dataset, places.run, lexicon, cores, progress), folder)
+        plan = _plan(dataset, asked.folder, budget, places, compute, cores, progress)
+        plan = scratch_plan(plan, dataset, asked.steps)
+        train_and_tell(screen, dataset, split, plan, places, lexicon, compute, minutes, progress)
+
+
+def _plan(
+    dataset: Dataset,
+    folder: Path | None,
+    budget: int,
+    places: RunPlaces,
+    compute: Compute,
+    workers: int,
+    progress: Progress,
+) -> Plan:
+    from textseg.models import plans_folder
+    from textseg.plan import read_plan
+    from textseg.train.memory import bytes_per_value
+    from textseg.train.own import plan_once, with_text_of
+
+    if folder is not None:
+        return read_plan(folder)
+    base = with_text_of(read_plan(plans_folder() / "default"), places.text)
+    width = bytes_per_value("cuda" if compute.device.type == "cuda" else "cpu")
+    return plan_once(dataset, budget, base, places.run, width, workers, progress)
+
+
+def train_and_tell(
+    screen: Screen,
+    dataset: Dataset,
+    split: CaseSplit,
+    plan: Plan,
+    places: RunPlaces,
+    lexicon: Lexicon,
+    compute: Compute,
+    minutes: float,
+    progress: Progress,
+    begin: Callable[[Plan], Beginning] | None = None,
+) -> None:
+    """The part that training from scratch and fine-tuning share: from a checked dataset to its model."""
+    from textseg.train.loop import fresh
+    from textseg.train.own import train_on_dataset
+
+    warn_of_likeness(screen, dataset, places.text, plan, lexicon)
+    trained = train_on_dataset(
+        dataset,
+        split,
+        plan,
+        places,
+        lexicon,
+        compute,
+        begin=begin or fresh,
+        minutes=minutes,
+        workers=os.cpu_count() or 1,
+        report=_step_shown(progress),
+        progress=progress,
+    )
+    screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {places.model}"])
+
+
+def _train_recipe(
+    screen: Screen,
+    plan_folder: Path,
+    data: Path | None,
+    places: RunPlaces,
+    minutes: float,
+    device: Device,
+    overwrite: bool,
+) -> None:
     from textseg.device import choose_compute
     from textseg.plan import read_plan
     from textseg.prompts import default_lexicon
-    from textseg.train.recipe import INTRODUCTION_FILE, run_recipe, save_model, write_scored_card
+    from textseg.train.export import check_model_place, keep_beside, write_trained
+    from textseg.train.recipe import INTRODUCTION_FILE, run_recipe
 
-    screen = Screen()
     plan, lexicon = read_plan(plan_folder), default_lexicon()
-    text, model = text or plan_folder, out or run / "model"
     compute = choose_compute(device.value)
-    for folder in (arrays, run, model):
-        Destination(folder).check_folder()
+    check_writable(places)
+    check_model_place(places, overwrite=overwrite, own_plan=plan_folder)
+    introduction = plan_folder / INTRODUCTION_FILE
     with screen.progress() as progress:
-        _gather_once(plan_folder, data, arrays, plan, progress)
-
-        def report(step: Step) -> None:
-            progress(f"loss {step.loss:.3f}", step.number, step.of)
-
-        longest = math.inf if minutes is None else minutes
-        trained = run_recipe(plan, text, arrays, run, lexicon, compute.device, minutes=longest, report=report)
-        put_beside(model, plan, plan_folder, text)
-        save_model(trained.network, plan, model, trained.steps)
-        if trained.steps == plan.training.steps:
-            introduction = plan_folder / INTRODUCTION_FILE
-            write_scored_card(
-                trained,
-                plan,
-                model,
-                arrays,
-                lexicon,
-                compute,
-                introduction=introduction if introduction.is_file() else None,
-                progress=lambda done, of: progress("scoring held-back cases", done, of),
-            )
-    screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {model}"])
-
-
-def put_beside(model: Path, plan: Plan, plan_folder: Path, text: Path) -> None:
-    """What weights need beside them: the plan and the text tower, unless they are there already."""
-    from textseg.plan import PLAN_FILE, write_plan
-
-    model.mkdir(parents=True, exist_ok=True)
-    if not model.samefile(plan_folder):
-        write_plan(plan, model / PLAN_FILE)
-    if not model.samefile(text):
-        _copy_text_tower(text, model)
+        _gather_once(plan_folder, data, places.arrays, plan, progress)
+        keep_beside(places)
+        trained = run_recipe(
+            plan,
+            places.text,
+            places.arrays,
+            places.run,
+            lexicon,
+            compute.device,
+            minutes=minutes,
+            report=_step_shown(progress),
+        )
+        write_trained(
+            trained,
+            plan,
+            places,
+            lexicon,
+            compute,
+            introduction=introduction if introduction.is_file() else None,
+            progress=progress,
+        )
+    screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {places.model}"])
 
 
-def _gather_once(
-    plan_folder: Path, data: Path | None, arrays: Path, plan: Plan, progress: Callable[[str, int, int], None]
-) -> None:
+def check_writable(places: RunPlaces) -> None:
+    """Refuse places that can't be written to before any work is done."""
+    from textseg.destination import Destination
+
+    for folder in (places.arrays, places.run, places.model):
+        Destination(folder).check_folder()
+
+
+def note_warnings(screen: Screen, problems: tuple[object, ...], dataset: Path) -> None:
+    if problems:
+        what = "1 warning" if len(problems) == 1 else f"{len(problems)} warnings"
+        screen.note(f"{what} about this dataset; `textseg plan check {dataset}` lists them.")
+
+
+def warn_of_likeness(screen: Screen, dataset: Dataset, text: Path, plan: Plan, lexicon: Lexicon) -> None:
+    from textseg.embeddings.encoder import load_own_encoder
+    from textseg.prompts import understand
+    from textseg.train.finetune import confusable
+
+    words = {name: understand(label.words[0], lexicon).canonical for name, label in dataset.labels.items()}
+    for one, other, cosine in confusable(words, load_own_encoder(text, plan.text)):
+        screen.warning(
+            f"{one!r} and {other!r} have nearly the same vector (cosine {cosine:.3f}): the model can hardly "
+            "tell them apart. Give one of them other words in prompts.json."
+        )
+
+
+def _step_shown(progress: Progress) -> Callable[[Step], None]:
+    return lambda step: progress(f"loss {step.loss:.3f}", step.number, step.of)
+
+
+def _run_and_model(run: Path | None, out: Path | None) -> tuple[Path, Path]:
+    if run is not None:
+        return run, out or run / "model"
+    if out is None:
+        raise OutputError("A model needs a place, but neither --out nor --run names one. Try -o mymodel.")
+    return run_beside(out), out
+
+
+def run_beside(out: Path) -> Path:
+    """Where a run is kept by default."""
+    return out.with_name(f"{out.name}.run")
+
+
+def _is_dataset(folder: Path) -> bool:
+    from textseg.dataset import DATASET_FILE, NAMES_FILE
+    from textseg.plan import PLAN_FILE
+
+    names = {name for name in (DATASET_FILE, NAMES_FILE, PLAN_FILE) if (folder / name).is_file()}
+    if not names:
+        raise DatasetError(
+            f"What is trained on is a folder with {DATASET_FILE} or {NAMES_FILE}, or a plan's with "
+            f"{PLAN_FILE}; {folder} has none of them. Is the path right?"
+        )
+    return not names <= {PLAN_FILE}
+
+
+def _places(source: Path, model: Path, run: Path, arrays: Path, text: str | None) -> RunPlaces:
+    from textseg.embeddings.tower import WEIGHTS_FILE
+    from textseg.models import find_model
+    from textseg.train.export import RunPlaces
+
+    if text is None:
+        tower = find_model("default").path if _is_dataset(source) else source
+    elif (Path(text) / WEIGHTS_FILE).is_file():
+        tower = Path(text)
+    else:
+        tower = find_model(text).path
+    return RunPlaces(model, run, arrays, tower)
+
+
+def _gather_once(plan_folder: Path, data: Path | None, arrays: Path, plan: Plan, progress: Progress) -> None:
     from textseg.prompts import default_lexicon
     from textseg.train.cases import INDEX_FILE
     from textseg.train.gather import SOURCES_FILE, gather
@@ -124,11 +366,3 @@ def _gather_once(
         workers=os.cpu_count() or 1,
         progress=lambda done, of: progress("preparing cases", done, of),
     )
-
-
-def _copy_text_tower(text: Path, model: Path) -> None:
-    from textseg.embeddings.tower import WEIGHTS_FILE
-    from textseg.embeddings.vocabulary import VOCABULARY_FILE
-
-    for name in (WEIGHTS_FILE, VOCABULARY_FILE):
-        shutil.copyfile(text / name, model / name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,12 @@ import pytest
 from tests.cli.conftest import Run, Stub
 from tests.train.test_labelled import write_dataset
 from textseg.network.weights import NETWORK_FILE
+
+
+@pytest.fixture(autouse=True)
+def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes take longer to start than these cases to prepare."""
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 
 @pytest.fixture
@@ -95,3 +102,16 @@ def test_a_place_that_can_not_be_written_to_is_refused_before_anything_is_prepar
     assert len(result.stderr.splitlines()) == 1
     assert "can't be written" in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_a_model_that_is_there_is_not_replaced_unasked(
+    textseg: Run, tiny_model: Path, dataset: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_model, tmp_path / "new")
+    options = ("--from", tiny_model, "-o", copy, "--steps", "2", "--device", "cpu", "--minutes", "0")
+    refused = textseg("finetune", dataset, *options)
+    assert (refused.exit_code, len(refused.stderr.splitlines())) == (2, 1)
+    assert "--overwrite" in refused.stderr
+    assert (copy / NETWORK_FILE).read_bytes() == (tiny_model / NETWORK_FILE).read_bytes()
+    assert textseg("finetune", dataset, *options, "--overwrite").exit_code == 0
+    assert "Step 2 of 2" in textseg("finetune", dataset, *options).stdout

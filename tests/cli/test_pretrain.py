@@ -1,0 +1,82 @@
+"""`textseg pretrain`: from a folder of scans to an encoder that fine-tuning starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from tests.cli.conftest import AFFINE, Run
+from textseg.train.start import ENCODER_FILE, REPORT_FILE, read_encoder_weights
+
+
+@pytest.fixture
+def folder(tmp_path: Path, scan_voxels: NDArray[np.int16]) -> Path:
+    inner = tmp_path / "data" / "inner"
+    inner.mkdir(parents=True)
+    for number in range(2):
+        nib.save(nib.Nifti1Image(np.roll(scan_voxels, number, 1), AFFINE), inner / f"scan_{number}.nii.gz")
+    return tmp_path / "data"
+
+
+def test_pretrain_leaves_an_encoder_and_a_picture(
+    textseg: Run, tiny_model: Path, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "notes.nii.gz").write_text("no scan")
+    options = ("--plan", tiny_model, "--steps", "2", "--device", "cpu")
+    result = textseg("pretrain", folder, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert "Step 2 of 2 on 2 scans" in result.stdout
+    assert "held-back" in result.stdout
+    assert "notes.nii.gz is left out" in result.stderr
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {ENCODER_FILE, "plan.json", "reconstructions.png"}
+    assert read_encoder_weights(tmp_path / "out").kind == "textseg"
+    # And on from there, in a run of its own.
+    options = (*options, "--encoder", tmp_path / "out")
+    result = textseg("pretrain", folder, "-o", tmp_path / "more", *options)
+    assert result.exit_code == 0, result.output
+    assert "(100% of" in result.stderr
+    assert (tmp_path / "more.run" / REPORT_FILE).is_file()
+
+
+def test_pretrain_goes_on_where_it_stopped(
+    textseg: Run, tiny_model: Path, folder: Path, tmp_path: Path
+) -> None:
+    options = ("-o", tmp_path / "out", "--plan", tiny_model, "--steps", "2", "--device", "cpu")
+    first = textseg("pretrain", folder, *options, "--minutes", "0")
+    assert "Step 1 of 2" in first.stdout, first.output
+    second = textseg("pretrain", folder, *options)
+    assert "Step 2 of 2" in second.stdout, second.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--group", "knee"), "has the groups"),
+        (("--plan", "nowhere"), "nowhere"),
+        (("--encoder", "nowhere"), "nowhere"),
+    ],
+)
+def test_bad_options_end_in_one_sentence(
+    options: tuple[str, str], message: str, textseg: Run, folder: Path, tmp_path: Path
+) -> None:
+    result = textseg("pretrain", folder, "-o", tmp_path / "out", *options, "--device", "cpu")
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dicom_series_is_a_scan(
+    textseg: Run, tiny_model: Path, write_series: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = write_series("series", number=1)
+    options = ("--plan", tiny_model, "--steps", "1", "--device", "cpu")
+    result = textseg("pretrain", folder.parent, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    assert "on 1 scans" in result.stdout
