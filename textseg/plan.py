@@ -7,6 +7,7 @@ network differ in the one dial `network.width` and in nothing else.
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,12 +21,16 @@ from pydantic import (
     model_validator,
 )
 
+from textseg.atomic import write_bytes
 from textseg.embeddings.text_plan import TextPlan
 from textseg.errors import PlanError
 from textseg.volume import Modality
 
 PLAN_FILE = "plan.json"
 Triple = tuple[PositiveInt, PositiveInt, PositiveInt]
+# Three voxels, or one along an axis that is coarse.
+KernelEdge = Literal[1, 3]
+Kernel = tuple[KernelEdge, KernelEdge, KernelEdge]
 Millimetres = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
 
 
@@ -38,12 +43,14 @@ class Part(BaseModel):
 class NetworkPlan(Part):
     """Numbers of the network; every width is `width`, the one dial, times a ratio.
 
-    `strides[i]` is the step from stage i - 1 to stage i, so the first is always (1, 1, 1).
+    `strides[i]` is the step from stage i - 1 to stage i, so the first is always (1, 1, 1). `kernels[i]` is
+    that of the convolutions of stage i, of the encoder and the decoder; null is 3 × 3 × 3 everywhere.
     """
 
     width: int = Field(gt=0, multiple_of=8)
     width_ratios: tuple[PositiveFloat, ...]
     strides: tuple[Triple, ...]
+    kernels: tuple[Kernel, ...] | None = None
     blocks_per_stage: tuple[PositiveInt, ...]
     norm: Literal["batch", "instance"]
     text_width: int = Field(gt=0)
@@ -63,6 +70,8 @@ class NetworkPlan(Part):
             )
         if self.strides[:1] != ((1, 1, 1),):
             raise ValueError("the first stage has stride (1, 1, 1)")
+        if self.kernels is not None and len(self.kernels) != len(self.strides):
+            raise ValueError("kernels need one entry a stage, or are null for 3 × 3 × 3 everywhere")
         if self.query_width % self.query_heads:
             raise ValueError("width x query_ratio must be a multiple of query_heads")
         return self
@@ -71,6 +80,11 @@ class NetworkPlan(Part):
     def widths(self) -> tuple[int, ...]:
         """Channels of each stage, finest first."""
         return tuple(round(self.width * ratio) for ratio in self.width_ratios)
+
+    @property
+    def stage_kernels(self) -> tuple[Kernel, ...]:
+        """The kernel of each stage's convolutions, axes (x, y, z), finest stage first."""
+        return self.kernels or ((3, 3, 3),) * len(self.strides)
 
     @property
     def query_width(self) -> int:
@@ -217,8 +231,8 @@ class Plan(Part):
         if count != len(self.channels):
             several = ", in this order and the further ones by --channel" if len(self.channels) > 1 else ""
             raise PlanError(
-                f"The model {self.name!r} takes {len(self.channels)} channel(s) ({', '.join(self.channels)}), "
-                f"got {count}. Give one file a channel{several}."
+                f"The model {self.name!r} takes {len(self.channels)} channel(s) "
+                f"({', '.join(self.channels)}), got {count}. Give one file a channel{several}."
             )
 
     def spacing_for(self, group: str | None) -> Millimetres:
@@ -244,9 +258,24 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def write_plan(plan: Plan, path: Path) -> None:
-    """Write the whole plan, with whatever it extended filled in."""
+    """Write the whole plan, with whatever it extended filled in, whole or not at all.
+
+    Raises:
+        OSError: the folder can't be made or written, or the disk is full.
+    """
     document = plan.model_copy(update={"extends": None}).model_dump(mode="json", exclude_none=False)
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_bytes(path, as_json(document).encode())
+
+
+def as_json(document: dict[str, Any]) -> str:
+    """JSON that people read: a line a value, but a list of plain values, such as a size, on one line."""
+    # No string of JSON holds a line break: lists are told by theirs.
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    return re.sub(r"\[\n([^\[\]{}]*)\n *\]", lambda found: f"[{_on_one_line(found[1])}]", text) + "\n"
+
+
+def _on_one_line(text: str) -> str:
+    return re.sub(r"\n *", " ", text).strip()
 
 
 def _document(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:

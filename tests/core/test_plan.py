@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,49 @@ def test_a_plan_comes_back_as_it_was_written(size, tmp_path):
 
 def test_a_plan_is_read_from_a_path_in_words(tmp_path):
     assert read_plan(str(PLANS / "default")) == read_plan(PLANS / "default" / "plan.json")
+
+
+def test_text_in_brackets_comes_back_too(default_plan, tmp_path):
+    plan = default_plan.model_copy(
+        update={"summary": "As in [ 1 ], [  2,  3 ] {\n[\n 4\n]}", "channels": ("[ a ]",)}
+    )
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path) == plan
+
+
+def test_a_size_is_on_one_line(default_plan, tmp_path):
+    write_plan(default_plan, tmp_path / "plan.json")
+    text = (tmp_path / "plan.json").read_text(encoding="utf-8")
+    assert '"size_voxels": [80, 64, 48]' in text
+    assert '"kernels": null' in text
+
+
+def test_a_plan_that_can_not_be_written_leaves_the_old_one(default_plan, tmp_path, monkeypatch):
+    write_plan(default_plan, tmp_path / "plan.json")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_plan(default_plan.model_copy(update={"name": "other"}), tmp_path / "plan.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    assert read_plan(tmp_path) == default_plan
+
+
+def test_a_plan_without_kernels_has_cubes(document, tmp_path):
+    assert "kernels" not in document["network"]
+    network = read_plan(written(tmp_path, document)).network
+    assert network.kernels is None
+    assert network.stage_kernels == ((3, 3, 3),) * 5
+
+
+def test_kernels_come_back(document, tmp_path):
+    flat = [[3, 3, 1], [3, 1, 3], *[[3, 3, 3]] * 3]
+    plan = read_plan(written(tmp_path, changed(document, network={"kernels": flat})))
+    assert plan.network.stage_kernels[:2] == ((3, 3, 1), (3, 1, 3))
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path) == plan
 
 
 def test_a_plan_is_frozen(default_plan):
@@ -142,6 +186,15 @@ def test_a_missing_plan_is_named(tmp_path):
             {"strides": [], "width_ratios": [], "blocks_per_stage": [], "prompt_channels": []},
             "stage",
         ),
+        ("network", {"kernels": [[3, 3, 3]] * 4}, "kernels need one entry a stage"),
+        ("network", {"kernels": []}, "kernels need one entry a stage"),
+        (
+            "network",
+            {"kernels": [[3, 3, 2], *[[3, 3, 3]] * 4]},
+            "network.kernels.0.2: Input should be 1 or 3",
+        ),
+        ("network", {"kernels": [*[[3, 3, 3]] * 4, [5, 3, 3]]}, "network.kernels.4.0"),
+        ("network", {"kernels": [*[[3, 3, 3]] * 4, [3, 3]]}, "network.kernels.4"),
         ("network", {"blocks_per_stage": [1, 1, 2, 2, 0]}, "network.blocks_per_stage"),
         ("network", {"prompt_channels": [0, 8, 8, 8, 8]}, "network.prompt_channels"),
         ("network", {"width_ratios": [1, 2, 4, 8, -12]}, "network.width_ratios"),

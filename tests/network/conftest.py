@@ -22,6 +22,13 @@ def plan() -> Plan:
 
 
 @pytest.fixture
+def sliced_plan(plan: Plan) -> Plan:
+    """The same for scans with thick slices along z: no convolution mixes them before the coarsest stage."""
+    kernels = ((3, 3, 1), (3, 3, 1), (3, 3, 3))
+    return plan.model_copy(update={"network": plan.network.model_copy(update={"kernels": kernels})})
+
+
+@pytest.fixture
 def network(plan: Plan) -> TextPromptedNetwork:
     """Ready to run, as if it had seen data: no norm has a mean of 0 and a spread of 1."""
     return lived_in(build_network(plan))

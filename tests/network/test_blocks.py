@@ -23,6 +23,33 @@ def test_a_block_divides_each_axis_by_its_stride(block, norm, stride):
     assert out.shape == (2, 5, *divided((8, 12, 16), stride))
 
 
+@pytest.mark.parametrize("kernel", [(3, 3, 1), (1, 3, 3), (3, 1, 1), (1, 1, 1)], ids=str)
+@pytest.mark.parametrize("stride", STRIDES[:3], ids=str)
+@pytest.mark.parametrize("block", [ConvNormAct, ResidualBlock])
+def test_a_kernel_does_not_change_the_size(block, stride, kernel):
+    out = block(3, 5, "instance", stride, kernel)(torch.randn(2, 3, 8, 12, 16))
+    assert out.shape == (2, 5, *divided((8, 12, 16), stride))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("block", [ConvNormAct, ResidualBlock])
+def test_a_kernel_of_one_does_not_mix_along_its_axis(block, axis):
+    flat = tuple(1 if one == axis else 3 for one in range(3))
+    x = torch.randn(1, 2, 7, 8, 9)
+    changed = x.clone()
+    changed.select(2 + axis, 3).add_(1)
+    layers = [block(2, 5, "batch", kernel=kernel).eval() for kernel in (flat, (3, 3, 3))]
+    reached = [slices_that_differ(layer(changed), layer(x), axis) for layer in layers]
+    assert reached[0] == [3]
+    assert {2, 3, 4} <= set(reached[1])
+
+
+def slices_that_differ(one, other, axis):
+    difference = (one - other).abs().amax(dim=[dim for dim in range(5) if dim != 2 + axis])
+    return torch.nonzero(difference).flatten().tolist()
+
+
 @pytest.mark.parametrize("channels_out", [4, 6])
 @pytest.mark.parametrize("stride", STRIDES, ids=str)
 def test_without_its_convolutions_a_block_is_its_short_cut(stride, channels_out):

@@ -159,6 +159,25 @@ def test_a_fresh_network_finds_little():
     assert logits.sigmoid().mean() < 0.35
 
 
+def test_kernels_of_three_everywhere_are_what_null_means(plan):
+    cubes = plan.model_copy(update={"network": plan.network.model_copy(update={"kernels": ((3, 3, 3),) * 3})})
+    states = []
+    for one in (plan, cubes):
+        torch.manual_seed(1)
+        states.append(build_network(one).state_dict())
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@torch.no_grad()
+def test_kernels_change_no_size_and_spare_weights(sliced_plan, network, image, text):
+    sliced = lived_in(build_network(sliced_plan))
+    assert [x.shape for x in answers(sliced(image, text))] == [x.shape for x in answers(network(image, text))]
+    assert count_parameters(sliced) < count_parameters(network)
+    before = answers(sliced(image, text))
+    assert close(answers(for_inference(sliced, torch.device("cpu"))(image, text)), before, 1e-4)
+
+
 # ---- for inference ----
 
 

@@ -48,6 +48,32 @@ def test_the_coarsest_features_reach_the_finest_trunk(plan, trunk):
     assert not torch.allclose(decoder(trunk)[0], decoder(changed)[0])
 
 
+@torch.no_grad()
+def test_a_slice_of_the_trunk_is_its_own_where_no_kernel_mixes_slices(sliced_plan, trunk):
+    merge = DecoderTrunk(sliced_plan.network).eval()
+    changed = [trunk[0].clone(), *trunk[1:]]
+    changed[0][..., 3] += 1
+    assert slices_that_differ(merge(changed)[0], merge(trunk)[0]) == [3]
+
+
+@torch.no_grad()
+def test_a_slice_of_a_mask_is_its_own_where_no_kernel_mixes_slices(sliced_plan, trunk, queries):
+    torch.manual_seed(5)
+    decoder = PromptDecoder(sliced_plan.network).eval()
+    learnt(decoder)
+    changed = [trunk[0].clone(), *trunk[1:]]
+    changed[0][..., 3] += 1
+    after, before = decoder(changed, queries, None)[0], decoder(trunk, queries, None)[0]
+    assert slices_that_differ(after, before) == [3]
+    # Of a click only what the scale itself makes of it: coarser ones have seen it too.
+    click = decoder.scales[0].spatial(clicked(sliced_plan).flatten(0, 1))
+    assert slices_that_differ(click, torch.zeros_like(click)) == [5]
+
+
+def slices_that_differ(one, other):
+    return torch.nonzero((one - other).abs().amax(dim=(0, 1, 2, 3))).flatten().tolist()
+
+
 def test_there_is_a_logit_map_at_every_scale(decoder, trunk, queries):
     logits = decoder(trunk, queries, None)
     assert [tuple(x.shape) for x in logits] == [(2, 3, *size) for size in SIZES]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from tests.network.conftest import lived_in
+from textseg.network.build import build_network
 from textseg.network.image_encoder import ImageEncoder
 
 
@@ -14,6 +17,28 @@ def test_every_stage_has_its_width_and_its_stride(channels, norm, plan):
     network = plan.network.model_copy(update={"norm": norm, "width_ratios": (1, 2, 3)})
     features = ImageEncoder(channels, network)(torch.randn(2, channels, 16, 24, 8))
     assert [tuple(x.shape) for x in features] == [(2, 8, 16, 24, 8), (2, 16, 8, 12, 8), (2, 24, 4, 6, 4)]
+
+
+@torch.no_grad()
+def test_thick_slices_are_mixed_from_the_stage_on_whose_kernel_does(sliced_plan, image):
+    network = lived_in(build_network(sliced_plan))
+    changed = image.clone()
+    changed[..., 5] += 1
+    before, after = network.encoder(image), network.encoder(changed)
+    reached = [
+        torch.nonzero((one - other).abs().amax(dim=(0, 1, 2, 3))).flatten().tolist()
+        for one, other in zip(after, before, strict=True)
+    ]
+    assert reached == [[5], [5], [1, 2, 3]]
+
+
+def test_every_convolution_of_a_stage_has_its_kernel(sliced_plan):
+    encoder = ImageEncoder(1, sliced_plan.network)
+    assert encoder.stem.conv.kernel_size == (3, 3, 1)
+    for stage, kernel in zip(encoder.stages, sliced_plan.network.kernels, strict=True):
+        # Short cuts are 1 x 1 x 1.
+        found = {one.kernel_size for one in stage.modules() if isinstance(one, nn.Conv3d)} - {(1, 1, 1)}
+        assert found == {kernel}
 
 
 def test_every_stage_has_its_blocks(plan):

@@ -6,9 +6,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from textseg.plan import Triple
+from textseg.plan import Kernel, Triple
 
 Norm = Literal["batch", "instance"]
+CUBE: Kernel = (3, 3, 3)
 
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
@@ -16,12 +17,27 @@ def make_norm(kind: Norm, channels: int) -> nn.Module:
     return nn.BatchNorm3d(channels) if kind == "batch" else nn.InstanceNorm3d(channels, affine=True)
 
 
-class ConvNormAct(nn.Module):
-    """3 × 3 × 3 convolution, norm, leaky rectifier: (batch, channels, x, y, z) → the same over the stride."""
+def make_conv(
+    channels_in: int, channels_out: int, kernel: Kernel, stride: Triple = (1, 1, 1), *, bias: bool
+) -> nn.Conv3d:
+    """A convolution that keeps the size but for its stride; 1 along an axis does not mix along it."""
+    x, y, z = (edge // 2 for edge in kernel)
+    return nn.Conv3d(channels_in, channels_out, kernel, stride=stride, padding=(x, y, z), bias=bias)
 
-    def __init__(self, channels_in: int, channels_out: int, norm: Norm, stride: Triple = (1, 1, 1)) -> None:
+
+class ConvNormAct(nn.Module):
+    """Convolution, norm, leaky rectifier: (batch, channels, x, y, z) → the same over the stride."""
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        norm: Norm,
+        stride: Triple = (1, 1, 1),
+        kernel: Kernel = CUBE,
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv3d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False)
+        self.conv = make_conv(channels_in, channels_out, kernel, stride, bias=False)
         self.norm = make_norm(norm, channels_out)
         self.act = nn.LeakyReLU(0.01, inplace=True)
 
@@ -33,10 +49,17 @@ class ConvNormAct(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions and a short cut (He et al. 2016), the basic block of nnU-Net's residual encoders."""
 
-    def __init__(self, channels_in: int, channels_out: int, norm: Norm, stride: Triple = (1, 1, 1)) -> None:
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        norm: Norm,
+        stride: Triple = (1, 1, 1),
+        kernel: Kernel = CUBE,
+    ) -> None:
         super().__init__()
-        self.first = ConvNormAct(channels_in, channels_out, norm, stride)
-        self.conv = nn.Conv3d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.first = ConvNormAct(channels_in, channels_out, norm, stride, kernel)
+        self.conv = make_conv(channels_out, channels_out, kernel, bias=False)
         self.norm = make_norm(norm, channels_out)
         self.act = nn.LeakyReLU(0.01, inplace=True)
         self.shortcut = _shortcut(channels_in, channels_out, norm, stride)

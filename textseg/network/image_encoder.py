@@ -9,16 +9,21 @@ from textseg.plan import NetworkPlan
 
 
 class ImageEncoder(nn.Module):
-    """(batch, channels, x, y, z) → a list of (batch, widths[i], x, y, z over its stride), finest first."""
+    """(batch, channels, x, y, z) → a list of (batch, widths[i], x, y, z over its stride), finest first.
+
+    As in nnU-Net's residual encoder the stem has the first stage's kernel, and the convolution that steps
+    down to a stage has that stage's own.
+    """
 
     def __init__(self, channels: int, plan: NetworkPlan) -> None:
         super().__init__()
-        self.stem = ConvNormAct(channels, plan.widths[0], plan.norm)
+        self.stem = ConvNormAct(channels, plan.widths[0], plan.norm, kernel=plan.stage_kernels[0])
         self.stages = nn.ModuleList()
         width_in = plan.widths[0]
-        for width, stride, blocks in zip(plan.widths, plan.strides, plan.blocks_per_stage, strict=True):
-            first = ResidualBlock(width_in, width, plan.norm, stride)
-            rest = [ResidualBlock(width, width, plan.norm) for _ in range(blocks - 1)]
+        stages = zip(plan.widths, plan.strides, plan.stage_kernels, plan.blocks_per_stage, strict=True)
+        for width, stride, kernel, blocks in stages:
+            first = ResidualBlock(width_in, width, plan.norm, stride, kernel)
+            rest = [ResidualBlock(width, width, plan.norm, kernel=kernel) for _ in range(blocks - 1)]
             self.stages.append(nn.Sequential(first, *rest))
             width_in = width
 

@@ -3,7 +3,8 @@
 The trunk is a U-Net decoder that runs once per image. At every scale a prompt's query gives a dynamic
 1 × 1 × 1 kernel over the trunk's features (after Tian et al. 2020, CondInst); its few maps are joined with
 the coarser scale and with spatial prompts by one small 3D convolution. So the hundredth prompt, or a click,
-costs a few per cent of the first look.
+costs a few per cent of the first look. All convolutions at a scale have the kernel of its stage, as in
+nnU-Net's decoders.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from textseg.network.blocks import ConvNormAct
+from textseg.network.blocks import ConvNormAct, make_conv
 from textseg.plan import NetworkPlan, Triple
 
 
@@ -27,7 +28,7 @@ class DecoderTrunk(nn.Module):
         for stage in range(len(plan.widths) - 1):
             width, coarser, stride = plan.widths[stage], plan.widths[stage + 1], plan.strides[stage + 1]
             self.ups.append(nn.ConvTranspose3d(coarser, width, stride, stride=stride))
-            self.merges.append(ConvNormAct(2 * width, width, plan.norm))
+            self.merges.append(ConvNormAct(2 * width, width, plan.norm, kernel=plan.stage_kernels[stage]))
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         x = features[-1]
@@ -45,12 +46,13 @@ class PromptScale(nn.Module):
         super().__init__()
         coarsest = stage == len(plan.widths) - 1
         maps, hidden, width = plan.dynamic_maps, plan.prompt_channels[stage], plan.widths[stage]
+        mixing = plan.stage_kernels[stage]
         self.maps = maps
         self.kernel = nn.Linear(plan.query_width, maps * (width + 1))
         # Fewer channels before the upsampling, not after it: at the finest scale memory is what costs.
         self.reduce = None if coarsest else nn.Conv3d(plan.prompt_channels[stage + 1], hidden, 1)
-        self.join = nn.Conv3d(maps if coarsest else maps + hidden, hidden, 3, padding=1)
-        self.spatial = nn.Conv3d(plan.spatial_channels, hidden, 3, padding=1, bias=False)
+        self.join = make_conv(maps if coarsest else maps + hidden, hidden, mixing, bias=True)
+        self.spatial = make_conv(plan.spatial_channels, hidden, mixing, bias=False)
         self.logit = nn.Conv3d(hidden, 1, 1)
         # Without training on spatial prompts they have no effect, rather than a random one.
         nn.init.zeros_(self.spatial.weight)
