@@ -3,19 +3,17 @@
 Spacing, patch, strides and kernels follow nnU-Net's residual encoder planner (Isensee et al. 2021 and 2024)
 through nnunetv2's own topology function and dynamic-network-architectures' count of feature maps. Width and
 batch are then the largest, up to nnU-Net's own, for which a training step of our network fits into the
-budget. What does not follow from the data (the recipe, the text tower, thresholds) is the base plan's.
+budget; a width that was asked for is taken as it is. What does not follow from the data (the recipe, the
+text tower, thresholds) is the base plan's.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import math
-import os
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +23,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from textseg.atomic import write_bytes
 from textseg.errors import OutputError, PlanError
 from textseg.fingerprint import CaseFingerprint, Fingerprint, Intensities
 from textseg.geometry import Shape, Spacing
-from textseg.plan import PLAN_FILE, GroupPlan, IntensityPlan, Plan, Triple, write_plan
+from textseg.plan import (
+    PLAN_FILE,
+    GroupPlan,
+    IntensityPlan,
+    Kernel,
+    KernelEdge,
+    Plan,
+    Triple,
+    as_json,
+    write_plan,
+)
 from textseg.train.memory import TrainingMemory, estimate_training_memory
 from textseg.volume import Modality
 
@@ -62,14 +71,10 @@ class Reason:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan with its reasons.
-
-    kernels are those that nnU-Net's rules give each stage; the network has 3 × 3 × 3 everywhere.
-    """
+    """A plan with its reasons, and the bytes a step may take, is estimated to take and took when measured."""
 
     plan: Plan
     reasons: tuple[Reason, ...]
-    kernels: tuple[Triple, ...]
     budget_bytes: int
     estimated: TrainingMemory
     bytes_per_value: int
@@ -81,7 +86,7 @@ class Topology(NamedTuple):
 
     patch: Shape
     strides: tuple[Triple, ...]
-    kernels: tuple[Triple, ...]
+    kernels: tuple[Kernel, ...]
 
 
 def make_plan(
@@ -89,6 +94,7 @@ def make_plan(
     memory_bytes: int,
     base: Plan,
     bytes_per_value: int,
+    width: int | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
 ) -> Planned:
     """The plan for a dataset whose training steps fit into so much memory.
@@ -96,12 +102,14 @@ def make_plan(
     Args:
         base: where everything comes from that the data do not decide, such as the recipe.
         bytes_per_value: of a feature map on the device that will train: 2 for bfloat16, 4 for float32.
+        width: of the first stage; by default the widest that fits, which on a CPU may be slow to train.
         progress: called with the stage while sizes are tried.
 
     Raises:
-        PlanError: nnunetv2 is not installed, channels are of different modalities, or the budget is too small
-            for any step.
+        PlanError: nnunetv2 is not installed, there is no such width, channels of several modalities are not
+            the same ones in every case, or the budget is too small for any step.
     """
+    widths = widths_to_try(width)
     spacing, why_spacing = working_spacing(fingerprint.cases)
     shape = median_shape(fingerprint.cases, spacing)
     progress("patch", 0, 1)
@@ -109,7 +117,9 @@ def make_plan(
     topology, why_patch = choose_patch(spacing, shape, memory_bytes / 1e9, channels, labels)
     skeleton = _skeleton(fingerprint, base, spacing)
     progress("width and batch", 0, 1)
-    sized, why_size = _sized(skeleton, topology, spacing, shape, memory_bytes, bytes_per_value, fingerprint)
+    sized, why_size = _sized(
+        skeleton, topology, spacing, shape, memory_bytes, bytes_per_value, fingerprint, widths
+    )
     reasons = (
         Reason("spacing", f"{_times(spacing, '.4g')} mm", why_spacing),
         *_reasons_of_patch(sized.topology, topology, why_patch, memory_bytes),
@@ -129,7 +139,6 @@ def make_plan(
     return Planned(
         plan=sized.plan,
         reasons=reasons,
-        kernels=sized.topology.kernels,
         budget_bytes=memory_bytes,
         estimated=sized.memory,
         bytes_per_value=bytes_per_value,
@@ -148,6 +157,18 @@ def parse_memory(text: str) -> int:
     if not match or unit not in units or not float(match[1]):
         raise PlanError(f"A size of memory is a number and a unit, such as 8GB or 800MB, got {text!r}.")
     return round(float(match[1]) * units[unit])
+
+
+def widths_to_try(asked: int | None) -> tuple[int, ...]:
+    """The first stage's widths that planning chooses from, widest first: all, or the one that was asked for.
+
+    Raises:
+        PlanError: it is none of them.
+    """
+    if asked is not None and asked not in WIDTHS:
+        choices = ", ".join(map(str, sorted(WIDTHS)))
+        raise PlanError(f"The first stage's width is one of {choices}, got {asked}. Take one of them.")
+    return WIDTHS if asked is None else (asked,)
 
 
 # ---- spacing and patch, as nnU-Net ----
@@ -236,7 +257,7 @@ def topology_of(patch: Sequence[float], spacing_mm: Spacing) -> Topology:
     return Topology(
         _three(_canonical(padded, order)),
         tuple(_three(_canonical(stride, order)) for stride in strides),
-        tuple(_three(_canonical(kernel, order)) for kernel in kernels),
+        tuple(_kernel(_canonical(kernel, order)) for kernel in kernels),
     )
 
 
@@ -360,6 +381,7 @@ def _sized(
     memory_bytes: int,
     bytes_per_value: int,
     fingerprint: Fingerprint,
+    widths: Sequence[int],
 ) -> tuple[_Sized, tuple[Reason, ...]]:
     """The widest network that fits with two samples, a smaller patch if none does; then the largest batch."""
     budget = round(USABLE * memory_bytes)
@@ -368,9 +390,9 @@ def _sized(
         plan = _filled(skeleton, topology, width, batch)
         return _Sized(plan, topology, estimate_training_memory(plan, bytes_per_value))
 
-    while tried(topology, WIDTHS[-1], SMALLEST_BATCH).memory.total > budget:
+    while tried(topology, widths[-1], SMALLEST_BATCH).memory.total > budget:
         topology = shortened(topology, spacing, shape)
-    candidates = (tried(topology, width, SMALLEST_BATCH) for width in WIDTHS)
+    candidates = (tried(topology, width, SMALLEST_BATCH) for width in widths)
     chosen = next(candidate for candidate in candidates if candidate.memory.total <= budget)
     width = chosen.plan.network.width
     # Memory grows by the same amount with every sample.
@@ -387,18 +409,13 @@ def _sized(
             f"nnU-Net's smallest; {fitting} would fit, {LARGEST_PART_OF_DATASET:.0%} of all voxels are "
         )
         why_batch += f"{seen:.1f} patches."
-    why_width = (
-        "nnU-Net's own first width."
-        if width == WIDTHS[0]
-        else (f"The widest of {', '.join(map(str, WIDTHS))} whose step with {SMALLEST_BATCH} samples fits.")
-    )
-    widths = " ".join(map(str, chosen.plan.network.widths))
     kept = chosen.memory.kept_by_network + chosen.memory.kept_by_loss
     reasons = (
         Reason(
             "widths",
-            widths,
-            f"{why_width} Doubled at every stage as in nnU-Net, up to {WIDEST // FIRST_WIDTH} times it.",
+            " ".join(map(str, chosen.plan.network.widths)),
+            f"{_why_width(width, widths)} Doubled at every stage as in nnU-Net, up to "
+            f"{WIDEST // FIRST_WIDTH} times it.",
         ),
         Reason(
             "blocks", " ".join(map(str, chosen.plan.network.blocks_per_stage)), "nnU-Net's residual encoder."
@@ -416,6 +433,14 @@ def _sized(
     return chosen, reasons
 
 
+def _why_width(width: int, tried: Sequence[int]) -> str:
+    if len(tried) == 1:
+        return f"{width} was asked for."
+    if width == FIRST_WIDTH:
+        return "nnU-Net's own first width."
+    return f"The widest of {', '.join(map(str, tried))} whose step with {SMALLEST_BATCH} samples fits."
+
+
 def _filled(skeleton: Plan, topology: Topology, width: int, batch: int) -> Plan:
     """The plan with a topology, a width and a batch; what goes by stage is cut or filled to their number."""
     stages = len(topology.strides)
@@ -430,6 +455,7 @@ def _filled(skeleton: Plan, topology: Topology, width: int, batch: int) -> Plan:
             "width": width,
             "width_ratios": tuple(float(min(2**stage, WIDEST // FIRST_WIDTH)) for stage in range(stages)),
             "strides": topology.strides,
+            "kernels": topology.kernels,
             "blocks_per_stage": BLOCKS_PER_STAGE[:stages],
             "prompt_channels": (old.prompt_channels + old.prompt_channels[-1:] * stages)[:stages],
         }
@@ -458,14 +484,13 @@ def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
     names = [name for name, _ in groups.most_common()] or [_slug(fingerprint.dataset)]
     intensity = intensity_rules(fingerprint, base)
     labels = len(fingerprint.labels)
-    described = (
-        f"{labels} structure{'s' if labels != 1 else ''}, {' and '.join(m.upper() for m in intensity)}"
-    )
+    described = f"{labels} structure{'s' if labels != 1 else ''}, {_in_words(tuple(intensity))}"
     return base.model_copy(
         update={
             "name": _slug(fingerprint.dataset),
             "summary": f"Planned for {fingerprint.dataset}: {len(fingerprint.cases)} cases, {described}.",
             "channels": fingerprint.channels or base.channels,
+            "channel_modalities": channel_modalities(fingerprint, base),
             "groups": {name: GroupPlan(spacing_mm=spacing) for name in names},
             "default_group": names[0],
             "intensity": intensity,
@@ -477,23 +502,36 @@ def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
     )
 
 
+def channel_modalities(fingerprint: Fingerprint, base: Plan) -> tuple[Modality, ...] | None:
+    """Of each channel, if a scan has channels of several modalities; as in `base` if there are no images.
+
+    Raises:
+        PlanError: a scan has channels of several modalities, and another one's are not the same.
+    """
+    if fingerprint.layout == "labelmaps":
+        return base.channel_modalities
+    mixed = [case for case in fingerprint.cases if len(set(case.modalities)) > 1]
+    if not mixed:
+        return None
+    first = mixed[0]
+    other = next((case for case in fingerprint.cases if case.modalities != first.modalities), None)
+    if other is not None:
+        raise PlanError(
+            "Where channels are of several modalities, each has the same one in every case, but "
+            f"{first.id} has {_in_words(first.modalities)} and {other.id} {_in_words(other.modalities)}. "
+            "Name them in channel_names of dataset.json, or plan for one kind of case at a time."
+        )
+    return first.modalities
+
+
 def intensity_rules(fingerprint: Fingerprint, base: Plan) -> dict[Modality, IntensityPlan]:
     """How the modalities of a dataset are normalised.
 
-    nnU-Net's rule for CT: clip to the foreground's percentiles, then its mean and sd. Others as in `base`.
-
-    Raises:
-        PlanError: the channels of a case are of different modalities.
+    One rule for every modality that occurs, whether in channels of its own or in cases of its own. nnU-Net's
+    rule for CT: clip to the foreground's percentiles, then its mean and sd. Others as in `base`.
     """
     if fingerprint.layout == "labelmaps":
         return dict(base.intensity)
-    mixed = [case for case in fingerprint.cases if len(set(case.modalities)) > 1]
-    if mixed:
-        found = " and ".join(sorted({modality.upper() for modality in mixed[0].modalities}))
-        raise PlanError(
-            f"All channels of a scan are normalised by one rule, but {mixed[0].id} has {found}. "
-            "Plan for one modality at a time."
-        )
     known = {modality for case in fingerprint.cases for modality in case.modalities}
     kinds: tuple[Modality, ...] = ("ct", "mr", "pet")
     rules = {kind: base.intensity[kind] for kind in kinds if kind in known and kind in base.intensity}
@@ -519,23 +557,25 @@ def _hounsfield_window(entries: Sequence[Intensities], base: IntensityPlan) -> I
 def _reasons_of_patch(final: Topology, wanted: Topology, why: str, memory_bytes: int) -> tuple[Reason, ...]:
     if final.patch != wanted.patch:
         why += f" From {_times(wanted.patch)} further, until our network fits into {_gb(memory_bytes)} too."
-    kernels = [kernel for kernel in final.kernels if kernel != (3, 3, 3)]
-    why_kernels = "nnU-Net's, too."
-    if kernels:
-        flat = ", ".join(_times(kernel) for kernel in dict.fromkeys(kernels))
+    why_kernels = "nnU-Net's: no axis is twice as coarse as another."
+    if any(kernel != (3, 3, 3) for kernel in final.kernels):
         why_kernels = (
-            f"nnU-Net would take {flat} in the first {len(kernels)} of {len(final.kernels)} stages, where an "
-            "axis is coarse; the network has 3 × 3 × 3 only."
+            "nnU-Net's: an axis at least twice as coarse as the finest is not mixed along until the strides "
+            "have made up for it. The decoder's convolutions at a scale have the kernel of its stage."
         )
     strides = "nnU-Net's topology: halve the axes that are within twice the finest spacing, down to 4 voxels."
     return (
         Reason("patch", f"{_times(final.patch)} voxels", why),
         Reason("strides", ", ".join(_times(stride) for stride in final.strides), strides),
-        Reason("kernels", "3 × 3 × 3", why_kernels),
+        Reason("kernels", ", ".join(_times(kernel) for kernel in final.kernels), why_kernels),
     )
 
 
 def _reasons_of_intensity(plan: Plan, fingerprint: Fingerprint) -> Iterator[Reason]:
+    if plan.channel_modalities is not None:
+        told = zip(plan.channels, plan.channel_modalities, strict=True)
+        value = ", ".join(f"{channel}: {modality.upper()}" for channel, modality in told)
+        yield Reason("channels", value, "Each channel is normalised by the rule of its own modality.")
     for modality, rule in plan.intensity.items():
         low, high = rule.limits
         if fingerprint.layout == "labelmaps":
@@ -557,7 +597,8 @@ def _reasons_of_intensity(plan: Plan, fingerprint: Fingerprint) -> Iterator[Reas
 class _ReasonsDocument(BaseModel):
     """planning.json: why the plan beside it is as it is, and what memory was estimated and measured."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Read for its reasons only, so an older one may say more.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     format: str
     dataset: str
@@ -566,7 +607,6 @@ class _ReasonsDocument(BaseModel):
     estimated_parts: dict[str, int]
     bytes_per_value: int
     measured_bytes: int | None
-    kernels: tuple[Triple, ...]
     reasons: tuple[Reason, ...]
 
 
@@ -596,20 +636,11 @@ def write_planned(planned: Planned, folder: Path, dataset: str) -> None:
         estimated_parts={name: int(size) for name, size in vars(planned.estimated).items()},
         bytes_per_value=planned.bytes_per_value,
         measured_bytes=planned.measured_bytes,
-        kernels=planned.kernels,
         reasons=planned.reasons,
     )
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".textseg-", dir=folder) as hidden:
-            plan = Path(hidden) / PLAN_FILE
-            write_plan(planned.plan, plan)
-            plan.write_text(_lists_on_lines(plan.read_text(encoding="utf-8")), encoding="utf-8")
-            reasons = Path(hidden) / REASONS_FILE
-            content = json.dumps(document.model_dump(mode="json"), indent=1, ensure_ascii=False)
-            reasons.write_text(_lists_on_lines(content) + "\n", encoding="utf-8")
-            for path in (reasons, plan):
-                os.replace(path, folder / path.name)
+        write_bytes(folder / REASONS_FILE, as_json(document.model_dump(mode="json")).encode())
+        write_plan(planned.plan, folder / PLAN_FILE)
     except OSError as error:
         raise OutputError(
             f"{folder} can't be written to: {error.strerror}. Choose another folder."
@@ -633,18 +664,15 @@ def read_reasons(folder: Path) -> tuple[Reason, ...]:
         ) from error
 
 
-def _lists_on_lines(document: str) -> str:
-    """JSON with every list of plain values on one line: sizes are read as one thing."""
-    return re.sub(
-        r"\[\s+([^\[\]{}]*?)\s+\]", lambda match: "[" + re.sub(r"\s*\n\s*", " ", match[1]) + "]", document
-    )
-
-
 # ---- words ----
 
 
 def _times(values: Sequence[float], form: str = "") -> str:
     return " × ".join(format(value, form) for value in values)
+
+
+def _in_words(modalities: Sequence[Modality]) -> str:
+    return " and ".join(modality.upper() for modality in modalities)
 
 
 def _gb(size: float) -> str:
@@ -653,6 +681,15 @@ def _gb(size: float) -> str:
 
 def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") or "dataset"
+
+
+def _kernel(values: Sequence[int]) -> Kernel:
+    x, y, z = values
+    return _edge(x), _edge(y), _edge(z)
+
+
+def _edge(value: int) -> KernelEdge:
+    return 1 if value == 1 else 3
 
 
 def _three(values: Any) -> Shape:

@@ -60,6 +60,15 @@ def make(
     device: Annotated[
         Device, typer.Option(help="What will train; cuda may be planned for where there is none.")
     ] = Device.AUTO,
+    width: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            max=32,
+            help="The first stage's width, 8, 16, 24 or 32. By default the widest that fits; less is faster.",
+            show_default=False,
+        ),
+    ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Run two training steps and measure.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is there.")] = False,
 ) -> None:
@@ -73,11 +82,12 @@ def make(
     from textseg.device import choose_compute
     from textseg.models import plans_folder
     from textseg.plan import PLAN_FILE, read_plan
-    from textseg.planning import make_plan, parse_memory, with_measured, write_planned
+    from textseg.planning import make_plan, parse_memory, widths_to_try, with_measured, write_planned
     from textseg.train.memory import bytes_per_value, measure_training_memory
 
     screen = Screen()
     budget = parse_memory(memory)
+    widths_to_try(width)  # told before any scan is read
     dataset = read_dataset(dataset_folder)
     folder = out or Path(f"{dataset.name}_plan")
     if (folder / PLAN_FILE).exists() and not overwrite:
@@ -89,7 +99,7 @@ def make(
     with screen.progress() as progress:
         fingerprint = _fingerprint(screen, dataset, folder, workers, progress)
         base = read_plan(plans_folder() / "default")
-        planned = make_plan(fingerprint, budget, base, bytes_per_value(kind), progress)
+        planned = make_plan(fingerprint, budget, base, bytes_per_value(kind), width, progress)
         if measure:
             progress("measuring", 0, 1)
             peak = measure_training_memory(planned.plan, "cuda" if kind == "cuda" else "cpu")
@@ -206,6 +216,7 @@ def _show_plan(screen: Screen, found: Plan, reasons: Sequence[Reason]) -> None:
             (
                 str(stage),
                 _times(stride),
+                _times(network.stage_kernels[stage]),
                 _times(size),
                 str(network.widths[stage]),
                 str(network.blocks_per_stage[stage]),
@@ -215,7 +226,7 @@ def _show_plan(screen: Screen, found: Plan, reasons: Sequence[Reason]) -> None:
     screen.facts(
         found.name, {"summary": found.summary, "channels": ", ".join(found.channels)} | _facts(found)
     )
-    columns = ("Stage", "Stride", "Voxels", "Width", "Blocks", "Channels a prompt")
+    columns = ("Stage", "Stride", "Kernel", "Voxels", "Width", "Blocks", "Channels a prompt")
     screen.table("Network", columns, rows)
     if reasons:
         screen.table(

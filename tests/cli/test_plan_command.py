@@ -103,6 +103,28 @@ def test_measured_memory_stands_beside_the_estimate(
     assert json.loads((out / "planning.json").read_text())["measured_bytes"] == 21 * 10**8
 
 
+@pytest.mark.slow
+def test_plan_measures_a_real_step(textseg: Run, dataset: Path, tmp_path: Path) -> None:
+    pytest.importorskip("nnunetv2", reason="Needs the extra textseg[train].")
+    out = tmp_path / "out"
+    options = ("--memory", "1GB", "--width", 8, "--workers", 1, "--device", "cpu", "--measure")
+    result = textseg("plan", dataset, "-o", out, *options)
+    assert result.exit_code == 0, result.output
+    assert read_plan(out).network.width == 8
+    assert "8 was asked for" in " ".join(result.stdout.split())
+    assert "memory, measured" in result.stdout
+    document = json.loads((out / "planning.json").read_text())
+    assert 0.3 * document["estimated_bytes"] < document["measured_bytes"] < 2 * document["estimated_bytes"]
+
+
+@pytest.mark.parametrize("width", [12, 40])
+def test_a_wrong_width_is_told_before_anything_is_read(textseg: Run, tmp_path: Path, width: int) -> None:
+    result = textseg("plan", tmp_path / "nowhere", "--width", width)
+    assert result.exit_code == 2
+    assert "nowhere" not in result.stderr
+    assert "32" in result.stderr
+
+
 def test_show_of_a_plan_written_by_hand(textseg: Run) -> None:
     result = textseg("plan", "show", plans_folder() / "default")
     assert result.exit_code == 0

@@ -11,7 +11,7 @@ from tests.tiny_model import tiny_plan
 from textseg.errors import DeviceError, PlanError
 from textseg.models import plans_folder
 from textseg.network.build import build_network, count_parameters
-from textseg.plan import Plan, read_plan
+from textseg.plan import Plan, Triple, read_plan
 from textseg.train import memory
 from textseg.train.loop import answer, loss_of
 from textseg.train.memory import (
@@ -70,10 +70,20 @@ def test_a_gpu_that_is_not_here_computes_in_bfloat16(monkeypatch: pytest.MonkeyP
         measure_training_memory(tiny_plan(), "cuda")
 
 
+def test_flat_kernels_have_fewer_weights_and_maps_of_the_same_size() -> None:
+    plan = tiny_plan()
+    flat = plan.network.model_copy(update={"kernels": ((3, 3, 1),) * 3})
+    thin = estimate_training_memory(plan.model_copy(update={"network": flat}), 4)
+    cube = estimate_training_memory(plan, 4)
+    assert thin.weights < cube.weights
+    assert (thin.kept_by_network, thin.kept_by_loss) == (cube.kept_by_network, cube.kept_by_loss)
+
+
 @pytest.mark.slow
-def test_measured_memory_is_what_was_estimated() -> None:
+@pytest.mark.parametrize("kernels", [None, ((3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3), (3, 3, 3))], ids=str)
+def test_measured_memory_is_what_was_estimated(kernels: tuple[Triple, ...] | None) -> None:
     plan = read_plan(plans_folder() / "default")
-    network = plan.network.model_copy(update={"width": 8})
+    network = plan.network.model_copy(update={"width": 8, "kernels": kernels})
     training = plan.training.model_copy(update={"patch_voxels": (48, 64, 48), "prompts_per_sample": 4})
     plan = plan.model_copy(update={"network": network, "training": training})
     estimated = estimate_training_memory(plan, bytes_per_value("cpu")).total

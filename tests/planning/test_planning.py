@@ -38,6 +38,19 @@ THICK = make_fingerprint([((96, 80, 14), (1.0, 1.0, 5.0))] * 20)
 CT = make_fingerprint([((160, 150, 120), (1.5, 1.5, 1.5))] * 40, modality="ct")
 SMALL_CT = make_fingerprint([((35, 51, 35), (1.0, 1.0, 1.0))] * 3, modality="ct")
 
+PET_CT = SMALL_CT.model_copy(
+    update={
+        "channels": ("CT", "PET"),
+        "cases": tuple(case.model_copy(update={"modalities": ("ct", "pet")}) for case in SMALL_CT.cases),
+        "intensities": (
+            *SMALL_CT.intensities,
+            SMALL_CT.intensities[0].model_copy(
+                update={"channel": "PET", "modality": "pet", "mean": 3.0, "low": 0.1, "high": 12.0}
+            ),
+        ),
+    }
+)
+
 
 @pytest.fixture(scope="module")
 def base() -> Plan:
@@ -127,16 +140,36 @@ def test_images_that_are_too_small_to_halve_are_refused(base: Plan) -> None:
         make_plan(make_fingerprint([((7, 6, 5), (1.0, 1.0, 1.0))]), 8 * 10**9, base, 4)
 
 
-def test_anisotropic_kernels_are_told_though_the_network_has_none(
-    base: Plan, capfd: pytest.CaptureFixture[str]
-) -> None:
-    planned = make_plan(THICK, 8 * 10**9, base, 4)
+def test_a_coarse_axis_has_flat_kernels(base: Plan, capfd: pytest.CaptureFixture[str]) -> None:
+    planned = make_plan(THICK, 10**9, base, 4, width=8)
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")  # planning itself is silent, and so is nnunetv2
-    assert planned.plan.network.strides[1] == (2, 2, 1)
-    assert planned.kernels[0] == (3, 3, 1)
-    assert "nnU-Net would take 3 × 3 × 1" in why(planned, "kernels")
-    assert build_network(planned.plan).total_stride[2] < build_network(planned.plan).total_stride[0]
+    network = planned.plan.network
+    assert network.strides[1] == (2, 2, 1)
+    assert network.stage_kernels[:3] == ((3, 3, 1), (3, 3, 1), (3, 3, 3))
+    assert "not mixed along" in why(planned, "kernels")
+    built = build_network(planned.plan)
+    assert built.total_stride[2] < built.total_stride[0]
+    assert built.encoder.stem.conv.kernel_size == (3, 3, 1)
+
+
+def test_equal_spacings_have_cubes_for_kernels(small: Planned) -> None:
+    assert set(small.plan.network.stage_kernels) == {(3, 3, 3)}
+    assert "no axis is twice as coarse" in why(small, "kernels")
+
+
+def test_a_width_that_was_asked_for_is_taken(base: Plan, small: Planned) -> None:
+    thin = make_plan(SMALL, 8 * 10**9, base, 4, width=16)
+    assert (small.plan.network.width, thin.plan.network.width) == (32, 16)
+    assert thin.plan.training.patch_voxels == small.plan.training.patch_voxels
+    assert "16 was asked for" in why(thin, "widths")
+    assert "asked for" not in why(small, "widths")
+
+
+@pytest.mark.parametrize("width", [0, 12, 40])
+def test_a_width_that_is_none_is_refused(base: Plan, width: int) -> None:
+    with pytest.raises(PlanError, match=f"one of 8, 16, 24, 32, got {width}"):
+        make_plan(SMALL, 8 * 10**9, base, 4, width=width)
 
 
 def test_ct_is_clipped_and_scaled_by_its_foreground(base: Plan) -> None:
@@ -149,11 +182,29 @@ def test_mr_is_normalised_by_the_base_plans_rule(small: Planned, base: Plan) -> 
     assert small.plan.intensity == {"mr": base.intensity["mr"]}
 
 
-def test_channels_of_several_modalities_are_refused(base: Plan) -> None:
-    cases = tuple(case.model_copy(update={"modalities": ("ct", "pet")}) for case in SMALL.cases)
-    mixed = SMALL.model_copy(update={"channels": ("CT", "PET"), "cases": cases})
-    with pytest.raises(PlanError, match="case_0 has CT and PET"):
-        intensity_rules(mixed, base)
+def test_channels_of_several_modalities_have_a_rule_each(base: Plan) -> None:
+    plan = planning._skeleton(PET_CT, base, (1.0, 1.0, 1.0))
+    assert plan.channel_modalities == ("ct", "pet")
+    assert list(plan.intensity) == ["ct", "pet"]
+    # The percentiles of one channel are not the other one's.
+    assert (plan.intensity["ct"].limits, plan.intensity["ct"].mean) == ((-41.0, 199.5), 104.5)
+    assert plan.intensity["pet"] == base.intensity["pet"]
+    [channels] = [one for one in planning._reasons_of_intensity(plan, PET_CT) if one.what == "channels"]
+    assert channels.value == "CT: CT, PET: PET"
+
+
+def test_cases_of_several_modalities_leave_a_channel_open(base: Plan) -> None:
+    """One channel that is a CT here and an MR there: each case is normalised as what it is."""
+    both = SMALL_CT.model_copy(update={"cases": (*SMALL_CT.cases, *SMALL.cases)})
+    plan = planning._skeleton(both, base, (1.0, 1.0, 1.0))
+    assert (plan.channel_modalities, list(plan.intensity)) == (None, ["ct", "mr"])
+
+
+def test_channels_whose_modalities_change_from_case_to_case_are_refused(base: Plan) -> None:
+    first, second, *rest = PET_CT.cases
+    turned = second.model_copy(update={"id": "turned", "modalities": ("pet", "ct")})
+    with pytest.raises(PlanError, match="case_0 has CT and PET and turned PET and CT"):
+        planning._skeleton(PET_CT.model_copy(update={"cases": (first, turned, *rest)}), base, (1, 1, 1))
 
 
 def test_channels_of_one_modality_share_one_rule(base: Plan) -> None:
@@ -220,6 +271,14 @@ def test_a_plan_comes_back_as_it_was_written(small: Planned, tmp_path: Path) -> 
     text = (tmp_path / "out" / "plan.json").read_text()
     assert '"patch_voxels": [40, 56, 40]' in text
     assert json.loads((tmp_path / "out" / "planning.json").read_text())["measured_bytes"] == 3 * 10**9
+
+
+def test_reasons_that_an_older_version_wrote_are_read(small: Planned, tmp_path: Path) -> None:
+    write_planned(small, tmp_path, "Dataset900_Test")
+    path = tmp_path / "planning.json"
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"kernels": [[3, 3, 3]]}))
+    assert read_reasons(tmp_path) == small.reasons
 
 
 def test_a_folder_that_is_a_file_is_refused(small: Planned, tmp_path: Path) -> None:
