@@ -98,3 +98,17 @@ def test_the_card_and_its_numbers_are_written(tmp_path, judged, lexicon):
     assert numbers["facts"] == {"hours": 3.25}
     assert (numbers["false_alarms"], numbers["absent_asked"]) == (1, 1)
     assert [row["dice"] for row in numbers["rows"]] == [0.875, 0.0]
+
+
+def test_the_card_says_which_step_the_held_back_cases_chose(tmp_path, judged, lexicon):
+    facts = {"best_step": 400, "steps": 900, "validation_dice": 0.816}
+    write_card("# Model\n", [score(LIVER, 0.875)], judged, lexicon, facts, tmp_path)
+    card = (tmp_path / CARD_FILE).read_text(encoding="utf-8")
+    assert "average of step 400 of 900" in card
+    assert "mean Dice 0.82 on parts of these cases" in card
+
+
+def test_the_card_of_a_last_average_says_nothing_of_a_choice(tmp_path, judged, lexicon):
+    facts = {"best_step": None, "steps": 900, "validation_dice": None}
+    write_card("# Model\n", [score(LIVER, 0.875)], judged, lexicon, facts, tmp_path)
+    assert "average of step" not in (tmp_path / CARD_FILE).read_text(encoding="utf-8")

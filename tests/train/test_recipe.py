@@ -14,7 +14,7 @@ from textseg.models import CARD_FILE, find_model
 from textseg.network.weights import load_network
 from textseg.train.card import SCORES_FILE
 from textseg.train.cases import write_case, write_index
-from textseg.train.loop import STATE_FILE
+from textseg.train.checkpoint import STATE_FILE
 from textseg.train.recipe import INTRODUCTION_FILE, make_stream, run_recipe, save_model, write_scored_card
 
 CPU = torch.device("cpu")
@@ -79,6 +79,39 @@ def test_a_model_without_an_introduction_gets_a_plain_one(tmp_path, model, array
     card = (model / CARD_FILE).read_text(encoding="utf-8")
     assert card.startswith("# Model card: textseg tiny\n")
     assert "1 steps of 2 patches" in card
+
+
+def test_a_validated_recipe_gives_its_best_weights_and_the_card_says_which(
+    tmp_path, model, arrays, with_training, lexicon
+):
+    plan = with_training(steps=3, prompts_per_sample=2, validate_every=2)
+    steps = []
+    trained = run_recipe(plan, model, arrays, tmp_path, lexicon, CPU, workers=0, report=steps.append)
+    assert [step.dice is None for step in steps] == [True, False, False]
+    assert trained.best.step in (2, 3)
+    assert trained.best.dice == max(steps[1].dice, steps[2].dice)
+    write_scored_card(trained, plan, model, arrays, lexicon, Compute(CPU, torch.float32))
+    assert f"average of step {trained.best.step} of 3" in (model / CARD_FILE).read_text(encoding="utf-8")
+    facts = json.loads((model / SCORES_FILE).read_text(encoding="utf-8"))["facts"]
+    assert (facts["best_step"], facts["validation_dice"]) == (trained.best.step, trained.best.dice)
+
+
+def test_a_recipe_without_held_back_cases_gives_its_last_average(
+    tmp_path, model, with_training, lexicon, phantom_cases
+):
+    write_case(phantom_cases[0], tmp_path)
+    write_index([phantom_cases[0].facts], tmp_path)
+    plan = with_training(steps=1, prompts_per_sample=2, validate_every=1)
+    trained = run_recipe(plan, model, tmp_path, tmp_path / "run", lexicon, CPU, workers=0)
+    assert trained.best is None
+
+
+def test_a_run_goes_on_with_its_own_plan_alone(tmp_path, model, arrays, with_training, lexicon):
+    plan = with_training(steps=2, prompts_per_sample=2)
+    run_recipe(plan, model, arrays, tmp_path, lexicon, CPU, minutes=0.0, workers=0)
+    other = with_training(steps=2, prompts_per_sample=2, seed=7)
+    with pytest.raises(DatasetError, match="another one"):
+        run_recipe(other, model, arrays, tmp_path, lexicon, CPU, workers=0)
 
 
 def test_cases_that_are_held_back_are_never_trained_on(model, arrays, plan, lexicon):

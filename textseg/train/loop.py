@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import csv
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -22,23 +20,50 @@ from textseg.errors import TextsegError
 from textseg.network.build import Decoded, TextPromptedNetwork, build_network
 from textseg.plan import Plan, TrainingPlan
 from textseg.train.cases import Target
+from textseg.train.checkpoint import (
+    STATE_FILE,
+    Best,
+    Learner,
+    Reached,
+    keep_if_best,
+    load_best,
+    load_state,
+    save_state,
+)
+from textseg.train.distributed import ALONE, World
 from textseg.train.losses import prompt_loss, sharing_loss
+from textseg.train.monitor import Monitor
 from textseg.train.sampling import PatchSampler
+from textseg.train.validation import Verdict, is_due
 
-STATE_FILE = "state.pt"
-LOG_FILE = "log.csv"
 SAVE_EVERY_S = 300.0
+# nnU-Net's exponent of the polynomial schedule.
+POLY_EXPONENT = 0.9
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step's report: its number, the smoothed loss, the learning rate and seconds a step."""
+    """One step's report.
+
+    Its number; its loss and the parts of it, of the decoded prompts and of those that share; the smoothed
+    loss; the learning rate; the seconds it took, and those that are left at this pace; the Dice of the last
+    validation, None before the first.
+    """
 
     number: int
     of: int
     loss: float
+    parts: tuple[float, float]
+    smoothed: float
     learning_rate: float
     seconds: float
+    left_s: float
+    dice: float | None
+
+    def __str__(self) -> str:
+        """What a progress line says: "loss 0.412, Dice 0.81, 1 h 20 min left"."""
+        dice = "" if self.dice is None else f", Dice {self.dice:.2f}"
+        return f"loss {self.smoothed:.3f}{dice}, {_in_words(self.left_s)} left"
 
 
 class Question(NamedTuple):
@@ -62,18 +87,31 @@ class Question(NamedTuple):
         parts = [None if part is None else part.to(device, non_blocking=True) for part in self]
         return Question._make(parts)
 
+    def part(self, samples: slice) -> Question:
+        """The questions of some samples of a batch."""
+        return Question._make([None if part is None else part[samples] for part in self])
+
 
 @dataclass(frozen=True)
 class Trained:
-    """Averaged weights in evaluation mode, and what they took; `seconds` are those of all pieces together."""
+    """Averaged weights in evaluation mode, and what they took; `seconds` are those of all pieces together.
+
+    `best` tells of which step the weights are where the run was validated; without it they are those of the
+    last of all `steps`.
+    """
 
     network: TextPromptedNetwork
     steps: int
     seconds: float
+    best: Best | None = None
 
 
 class SampleStream(Dataset[Question]):
-    """Sample i of the stream is always the same, whichever process draws it."""
+    """Sample i of the stream is always the same, whichever process draws it.
+
+    Of several processes each goes through every n-th sample: `first` is the sample where all of them go on,
+    `rank` and `ranks` are this process and how many there are.
+    """
 
     def __init__(
         self, sampler: PatchSampler, vectors: Mapping[Target, Tensor], seed: int, length: int
@@ -83,12 +121,13 @@ class SampleStream(Dataset[Question]):
         self.seed = seed
         self.length = length
         self.first = 0
+        self.rank, self.ranks = 0, 1
 
     def __len__(self) -> int:
-        return self.length - self.first
+        return (self.length - self.first) // self.ranks
 
     def __getitem__(self, index: int) -> Question:
-        random = np.random.default_rng([self.seed, self.first + index])
+        random = np.random.default_rng([self.seed, self.first + self.rank + self.ranks * index])
         sample = self.sampler.draw(random)
         text = torch.stack([self._words(target, random) for target in sample.targets])
         sharing_text = text.new_zeros(self.sampler.plan.training.sharing_prompts, text.shape[-1])
@@ -141,67 +180,125 @@ def train(
     begin: Callable[[Plan], Beginning] = fresh,
     minutes: float = math.inf,
     workers: int = 1,
+    validate: Callable[[TextPromptedNetwork], Verdict] | None = None,
+    world: World = ALONE,
     report: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
     """Train the plan's network, or go on from the state in `run`; one that has ended just gives its weights.
 
+    A run that was killed goes on from its last state and ends with the very numbers of one that was not: all
+    that a step depends on is in the state or follows from the step's number.
+
     Args:
         stream: where samples come from.
-        run: folder of the state and the log.
+        run: folder of the state, the best weights, the log and its pictures.
         begin: gives the network of step 0; the same one each time, since a state only fits its own network.
         minutes: stop after this long and keep the state, to go on in another piece.
-        report: called after every step.
+        validate: scores the averaged network whenever the plan says so; the best average is what comes out.
+        world: the processes that train together; each learns from its share of the plan's batch.
+        report: called after every step, in the first process.
 
     Raises:
-        TextsegError: the loss is no longer a number.
+        TextsegError: the loss or its gradient is no longer a number.
+        PlanError: the batch can't be shared out among the processes.
+        ModelError: the state is damaged, or of another network.
     """
-    run.mkdir(parents=True, exist_ok=True)
     recipe = plan.training
+    share = world.share_of(recipe.batch)
+    run.mkdir(parents=True, exist_ok=True)
     beginning = begin(plan)
     network = beginning.network.to(device)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
-    averaged = copy.deepcopy(network).requires_grad_(False)
-    optimiser = _optimiser(beginning, recipe)
-    start, spent = _resume(run, network, averaged, optimiser, device)
-    if start >= recipe.steps:
-        return Trained(averaged.eval(), start, spent)
-    stream.first = start * recipe.batch
-    batches = iter(_loader(stream, recipe.batch, workers, device))
+    averaged = copy.deepcopy(network).requires_grad_(False).eval()
+    world.join_norms(network)
+    learner = Learner(network, averaged, _optimiser(beginning, recipe))
+    reached = start = load_state(run, learner, device)
+    if start.step >= recipe.steps:
+        return Trained(averaged, start.step, start.seconds, load_best(run, averaged))
+    stream.first, stream.rank, stream.ranks = start.step * recipe.batch, world.rank, world.size
+    batches = iter(_loader(stream, share, workers, device))
+    lesson = world.learning(Lesson(network, plan))
+    monitor = Monitor(run, start.step) if world.is_first else None
     began = saved = time.monotonic()
-    smooth = math.nan
-    done = start
-    for number in range(start, recipe.steps):
+    smoothed, dice, done = start.loss, None, start.step
+    for number in range(start.step, recipe.steps):
         step_began = time.monotonic()
         rate = learning_rate(number, recipe)
-        for group in optimiser.param_groups:
+        for group in learner.optimiser.param_groups:
             group["lr"] = rate * group["share"]
         _set_mode(network, frozen=number >= recipe.steps * (1 - recipe.frozen_norm_fraction))
-        loss = training_step(network, optimiser, next(batches), plan, device)
-        if not math.isfinite(loss):
-            raise TextsegError(
-                f"Training needs a finite loss, got {loss} at step {number}. Try a lower learning rate."
-            )
+        # Whatever a step draws depends on its number alone, so that a run can go on from any of them.
+        torch.manual_seed(recipe.seed + number * world.size + world.rank)
+        learnt = training_step(network, learner.optimiser, next(batches), plan, device, world, lesson)
+        if not learnt.is_finite:
+            raise TextsegError(_not_finite(learnt, number + 1, reached.step, run, recipe))
         _average(averaged, network, recipe.ema, number)
-        smooth = loss if math.isnan(smooth) else 0.98 * smooth + 0.02 * loss
-        done = number + 1
-        report(Step(done, recipe.steps, smooth, rate, time.monotonic() - step_began))
-        now = time.monotonic()
-        out_of_time = now - began > minutes * 60
-        if now - saved > SAVE_EVERY_S or out_of_time or done == recipe.steps:
-            _save(run, done, spent + now - began, network, averaged, optimiser)
-            _log(run, done, smooth, rate)
-            saved = now
+        smoothed = learnt.loss if math.isnan(smoothed) else 0.98 * smoothed + 0.02 * learnt.loss
+        done, seconds = number + 1, time.monotonic() - step_began
+        out_of_time = world.agrees(time.monotonic() - began > minutes * 60)
+        if monitor is not None:
+            verdict = validate(averaged) if validate is not None and is_due(done, plan) else None
+            if verdict is not None:
+                dice = verdict.dice
+                keep_if_best(run, averaged, Best(done, dice))
+            left_s = (time.monotonic() - began) / (done - start.step) * (recipe.steps - done)
+            step = Step(done, recipe.steps, learnt.loss, learnt.parts, smoothed, rate, seconds, left_s, dice)
+            monitor.log(step, verdict)
+            report(step)
+            is_last = out_of_time or done == recipe.steps
+            if is_last or verdict is not None or time.monotonic() - saved > SAVE_EVERY_S:
+                saved = time.monotonic()
+                reached = Reached(done, start.seconds + saved - began, smoothed)
+                save_state(run, reached, learner)
+                monitor.draw(plan.name)
         if out_of_time:
             break
-    return Trained(averaged.eval(), done, spent + time.monotonic() - began)
+    world.wait()  # until the first process has written the best weights
+    return Trained(averaged, done, start.seconds + time.monotonic() - began, load_best(run, averaged))
 
 
 def learning_rate(step: int, recipe: TrainingPlan) -> float:
-    """A linear warm-up, then half a cosine down to a hundredth."""
+    """A linear warm-up, then half a cosine down to a hundredth, or nnU-Net's polynomial down to nothing."""
     if step < recipe.warmup_steps:
         return recipe.learning_rate * (step + 1) / recipe.warmup_steps
     progress = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
+    if recipe.schedule == "poly":
+        return recipe.learning_rate * math.pow(1 - progress, POLY_EXPONENT)
     return recipe.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a step gave: the parts of its loss, and the norm of its gradient before it was clipped."""
+
+    parts: tuple[float, float]
+    gradient: float
+
+    @property
+    def loss(self) -> float:
+        return sum(self.parts)
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.gradient)
+
+
+class Lesson(nn.Module):
+    """From a batch of questions to the two parts of their loss.
+
+    One forward pass for all of it, since that is what DistributedDataParallel can share out.
+    """
+
+    def __init__(self, network: TextPromptedNetwork, plan: Plan) -> None:
+        super().__init__()
+        self.network = network
+        self.plan = plan
+
+    def forward(self, question: Question) -> Tensor:
+        device = question.image.device
+        with Compute(device, number_type(device)).autocast():
+            answers = answer(self.network, question, self.plan)
+        return loss_parts(answers, question, self.plan)
 
 
 def training_step(
@@ -210,17 +307,29 @@ def training_step(
     batch: Question,
     plan: Plan,
     device: torch.device,
-) -> float:
-    """Learn from one batch of questions; gives their loss."""
-    question = batch.to(device)
-    with Compute(device, fastest_type(device)).autocast():
-        answers = answer(network, question, plan)
-    loss = loss_of(answers, question, plan)
+    world: World = ALONE,
+    lesson: nn.Module | None = None,
+) -> Learnt:
+    """Learn from one batch of questions; weights only move where loss and gradient are finite.
+
+    Args:
+        world: the processes that learn together; the parts of the loss are the mean over all of them.
+        lesson: the network's `Lesson` as the world wraps it; a plain one where it is None.
+    """
+    parts = (lesson or Lesson(network, plan))(batch.to(device))
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_norm)
-    optimiser.step()
-    return float(loss.detach())
+    parts.sum().backward()
+    gradient = nn.utils.clip_grad_norm_(network.parameters(), plan.training.gradient_norm)
+    prompts, sharing, norm = world.mean(torch.stack([*parts.detach(), gradient])).tolist()
+    learnt = Learnt((prompts, sharing), norm)
+    if learnt.is_finite:
+        optimiser.step()
+    return learnt
+
+
+def number_type(device: torch.device) -> torch.dtype:
+    """The type that training computes in: the device's fastest, or float32 in deterministic mode."""
+    return torch.float32 if torch.are_deterministic_algorithms_enabled() else fastest_type(device)
 
 
 def answer(network: TextPromptedNetwork, question: Question, plan: Plan) -> tuple[Decoded, Decoded]:
@@ -233,20 +342,34 @@ def answer(network: TextPromptedNetwork, question: Question, plan: Plan) -> tupl
 
 def loss_of(answers: tuple[Decoded, Decoded], question: Question, plan: Plan) -> Tensor:
     """The loss of a network's answers to a batch of questions, a scalar."""
-    decoded, shared = answers
-    recipe = plan.training
-    asked = prompt_loss(
-        decoded, question.masks, recipe.deep_supervision, recipe.presence_weight, question.valid
-    )
+    return loss_parts(answers, question, plan).sum()
+
+
+def loss_parts(answers: tuple[Decoded, Decoded], question: Question, plan: Plan) -> Tensor:
+    """The loss of the decoded prompts and of those that share, (2,): each the mean over the samples.
+
+    Sample by sample, so that the mean over the processes that share a batch is that of the whole batch: over
+    a batch, Dice would be a mean over its present prompts, of which each share has another number.
+    """
+    each = []
+    for sample in range(len(question.image)):
+        one = slice(sample, sample + 1)
+        decoded, shared = (_part(said, one) for said in answers)
+        each.append(_sample_loss(decoded, shared, question.part(one), plan.training))
+    return torch.stack(each).mean(dim=0)
+
+
+def _sample_loss(decoded: Decoded, shared: Decoded, question: Question, recipe: TrainingPlan) -> Tensor:
+    weight = recipe.presence_weight
+    asked = prompt_loss(decoded, question.masks, recipe.deep_supervision, weight, question.valid)
     sharing = sharing_loss(
-        shared,
-        question.shares,
-        question.asked,
-        recipe.sharing_scales,
-        recipe.presence_weight,
-        question.valid,
+        shared, question.shares, question.asked, recipe.sharing_scales, weight, question.valid
     )
-    return asked + sharing
+    return torch.stack([asked, sharing])
+
+
+def _part(said: Decoded, samples: slice) -> Decoded:
+    return Decoded(tuple(logits[samples] for logits in said.logits), said.presence[samples])
 
 
 def _set_mode(network: nn.Module, *, frozen: bool) -> None:
@@ -257,7 +380,7 @@ def _set_mode(network: nn.Module, *, frozen: bool) -> None:
     network.train()
     if frozen:
         for module in network.modules():
-            if isinstance(module, nn.BatchNorm3d):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
 
 
@@ -296,43 +419,18 @@ def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _save(
-    run: Path,
-    step: int,
-    seconds: float,
-    network: nn.Module,
-    averaged: nn.Module,
-    optimiser: torch.optim.Optimizer,
-) -> None:
-    state = {
-        "step": step,
-        "seconds": seconds,
-        "network": network.state_dict(),
-        "averaged": averaged.state_dict(),
-        "optimiser": optimiser.state_dict(),
-    }
-    torch.save(state, run / f"{STATE_FILE}.part")
-    os.replace(run / f"{STATE_FILE}.part", run / STATE_FILE)
+def _not_finite(learnt: Learnt, step: int, kept: int, run: Path, recipe: TrainingPlan) -> str:
+    where = f"{run / STATE_FILE} is of step {kept} and stays as it is" if kept else "No state was saved yet"
+    return (
+        f"Training needs a finite loss and gradient, got {learnt.loss:.4g} and {learnt.gradient:.4g} at step "
+        f"{step}. {where}. Try a new run with a lower learning rate, such as {recipe.learning_rate / 3:.1g}, "
+        "or --deterministic, which computes in float32."
+    )
 
 
-def _resume(
-    run: Path, network: nn.Module, averaged: nn.Module, optimiser: torch.optim.Optimizer, device: torch.device
-) -> tuple[int, float]:
-    """The step to go on from, and the seconds spent so far."""
-    if not (run / STATE_FILE).is_file():
-        return 0, 0.0
-    state = torch.load(run / STATE_FILE, map_location=device, weights_only=True)
-    network.load_state_dict(state["network"])
-    averaged.load_state_dict(state["averaged"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"]), float(state["seconds"])
-
-
-def _log(run: Path, step: int, loss: float, rate: float) -> None:
-    path = run / LOG_FILE
-    new = not path.is_file()
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if new:
-            writer.writerow(["step", "loss", "learning_rate"])
-        writer.writerow([step, f"{loss:.5f}", f"{rate:.6g}"])
+def _in_words(seconds: float) -> str:
+    """A time as people say it: "40 s", "12 min", "3 h 05 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -19,9 +19,11 @@ from textseg.plan import PLAN_FILE, Plan, read_plan, write_plan
 from textseg.prompts import Lexicon
 from textseg.train.card import write_card
 from textseg.train.cases import read_index, read_place, read_words
+from textseg.train.distributed import ALONE, World
 from textseg.train.evaluate import Score, evaluate
-from textseg.train.loop import Beginning, SampleStream, Step, Trained, fresh, train
+from textseg.train.loop import Beginning, SampleStream, Step, Trained, fresh, number_type, train
 from textseg.train.sampling import PatchSampler
+from textseg.train.validation import HeldBack
 from textseg.train.words import target_vectors
 
 INTRODUCTION_FILE = "card_introduction.md"
@@ -51,9 +53,12 @@ def run_recipe(
     begin: Callable[[Plan], Beginning] = fresh,
     minutes: float = math.inf,
     workers: int = 1,
+    world: World = ALONE,
     report: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
     """Train the plan's network on gathered arrays, or go on from where `run` stopped.
+
+    Where the plan says so, the network is scored on held-back cases while it learns, and the best comes out.
 
     Args:
         plan: with its training section, which is the recipe.
@@ -62,15 +67,31 @@ def run_recipe(
         run: folder of the run's plan, state and log.
         begin: what the run begins with: fresh weights, or trained ones to go on from.
         minutes: stop after this long.
-        workers: processes that draw samples.
-
+        workers: processes that draw samples, for each that trains.
+        world: the processes that train together; all of them see the same folders.
 
     Raises:
         DatasetError: the run was begun with another plan, or its arrays hold nothing that the plan trains on.
     """
-    _keep_plan(plan, run)
+    with world.first_goes_first():
+        _keep_plan(plan, run)
     stream = make_stream(plan, model, arrays, lexicon)
-    return train(plan, stream, run, device, begin=begin, minutes=minutes, workers=workers, report=report)
+    held_back = None
+    if world.is_first and plan.training.validate_every:
+        compute = Compute(device, number_type(device))
+        held_back = HeldBack(arrays, stream.vectors, plan, lexicon, compute)
+    return train(
+        plan,
+        stream,
+        run,
+        device,
+        begin=begin,
+        minutes=minutes,
+        workers=workers,
+        validate=held_back if held_back and held_back.regions else None,
+        world=world,
+        report=report,
+    )
 
 
 def _keep_plan(plan: Plan, run: Path) -> None:
@@ -144,6 +165,8 @@ def _facts(trained: Trained, plan: Plan, model: Path, compute: Compute) -> dict[
         "name": plan.name,
         "summary": plan.summary,
         "steps": trained.steps,
+        "best_step": None if trained.best is None else trained.best.step,
+        "validation_dice": None if trained.best is None else trained.best.dice,
         "hours": trained.seconds / 3600,
         "device": describe_device(compute.device),
         "parameters_millions": count_parameters(trained.network) / 1e6,
