@@ -2,8 +2,10 @@
 
 Two layouts. nnU-Net's raw folder (version 2): `imagesTr` with one file a channel (case_0000.nii.gz),
 `labelsTr`, and `dataset.json` with channel_names, labels (a value, or a list of values for a region) and
-file_ending. Or a folder of label maps without images, from which images are synthesised, with their labels in
-`names.json`: {"labels": {...}} for all of them, or one such entry for each file name.
+file_ending. Regions may overlap; regions_class_order, in which nnU-Net writes them into one map, is not
+needed. Or a folder of label maps without images, from which images are synthesised, with their labels in
+`names.json`: {"labels": {...}} for all of them, or one such entry for each file name. In both a label named
+"ignore", the highest value, marks voxels that nobody labelled.
 
 Beside either may lie `prompts.json`, with the words that people use:
 
@@ -240,7 +242,7 @@ def _read_nnunet(folder: Path, prompts: PromptsFile, lexicon: Lexicon) -> Datase
     document = _json_object(path)
     channels = _channels(document, path)
     values = _values(document.get("labels"), path)
-    ignored = values.pop(IGNORE, None)
+    ignored = _without_ignored(values, path)
     files = _listed_files(folder, document, len(channels)) if "dataset" in document else None
     ending = str(document.get("file_ending") or ".nii.gz")
     strangers: tuple[Path, ...] = ()
@@ -267,7 +269,7 @@ def _read_nnunet(folder: Path, prompts: PromptsFile, lexicon: Lexicon) -> Datase
         channels=channels,
         labels=_labels(values, prompts, lexicon),
         cases=cases,
-        ignore=ignored[0] if ignored else None,
+        ignore=ignored,
         strangers=strangers,
         case_count=count if isinstance(count, int) else None,
         file_prompts=prompts,
@@ -362,16 +364,22 @@ def _read_label_maps(folder: Path, prompts: PromptsFile, lexicon: Lexicon) -> Da
     paths = [file for file in _listing_of_maps(folder) if ending_of(file.name)]
     everyone = document if "labels" in document else None
     values: dict[str, Values] = {}
+    ignored: set[int] = set()
     cases = []
     for file in paths:
         own = everyone or document.get(file.name)
         if not isinstance(own, dict):
             raise DatasetError(f"{path} names the labels of each map, but has no entry {file.name!r}.")
         of_file = _values(own.get("labels"), path)
-        of_file.pop(IGNORE, None)
+        ignored |= {value for value in [_without_ignored(of_file, path)] if value is not None}
         values |= of_file
         name = file.name[: -len(ending_of(file.name) or "")]
         cases.append(DatasetCase(name, (), file, of_file, prompts.cases.get(name, ())))
+    if len(ignored) > 1:
+        raise DatasetError(
+            f'"{IGNORE}" has one value in all label maps of a folder, but in {path} it has '
+            f"{' and '.join(map(str, sorted(ignored)))}. Give it the same one everywhere."
+        )
     known = {path.name, PROMPTS_FILE}
     strangers = [file for file in _listing_of_maps(folder) if file not in paths and file.name not in known]
     return Dataset(
@@ -381,6 +389,7 @@ def _read_label_maps(folder: Path, prompts: PromptsFile, lexicon: Lexicon) -> Da
         channels=(),
         labels=_labels(values, prompts, lexicon),
         cases=tuple(cases),
+        ignore=next(iter(ignored), None),
         strangers=tuple(strangers),
         file_prompts=prompts,
     )
@@ -418,6 +427,20 @@ def _values(labels: Any, path: Path) -> dict[str, Values]:
     if zero:
         raise DatasetError(f"0 is the background, but in {path} {zero[0]!r} has it. Give it another value.")
     return values
+
+
+def _without_ignored(values: dict[str, Values], path: Path) -> int | None:
+    """Take "ignore" out of the values; gives its one value, which nnU-Net wants above all others."""
+    ignored = values.pop(IGNORE, None)
+    if ignored is None:
+        return None
+    highest = max((value for found in values.values() for value in found), default=0)
+    if len(ignored) > 1 or ignored[0] <= highest:
+        raise DatasetError(
+            f'"{IGNORE}" has one value, above those of all labels; in {path} it has '
+            f"{', '.join(map(str, ignored))}, and the highest label has {highest}."
+        )
+    return ignored[0]
 
 
 def _labels(values: Mapping[str, Values], prompts: PromptsFile, lexicon: Lexicon) -> dict[str, Label]:

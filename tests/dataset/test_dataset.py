@@ -122,6 +122,40 @@ def test_ignore_is_no_label(tmp_path: Path) -> None:
     assert (list(dataset.labels), dataset.ignore) == (["liver"], 3)
 
 
+def test_ignore_of_label_maps_is_no_label_either(tmp_path: Path) -> None:
+    write_label_maps(tmp_path)
+    names = {"background": 0, "left kidney": 1, "right kidney": 2, "kidney tumor": 3, "ignore": 4}
+    write_json({"labels": names}, tmp_path / "names.json")
+    dataset = read_dataset(tmp_path)
+    assert ("ignore" in dataset.labels, dataset.ignore) == (False, 4)
+
+
+@pytest.mark.parametrize("value", [1, 2, [3, 4]])
+def test_ignore_has_one_value_above_all_labels(tmp_path: Path, value: object) -> None:
+    write_small_dataset(tmp_path)
+    labels = {"background": 0, "liver": 1, "liver and spleen": [1, 2], "ignore": value}
+    write_json({**_document(tmp_path), "labels": labels}, tmp_path / "dataset.json")
+    with pytest.raises(DatasetError, match=r'"ignore" has one value, above .* the highest label has 2'):
+        read_dataset(tmp_path)
+
+
+def test_label_maps_share_one_value_for_ignore(tmp_path: Path) -> None:
+    write_label_maps(tmp_path)
+    names = {f"{name}.nii.gz": {"labels": {"liver": 1, "ignore": n}} for name, n in (("one", 3), ("two", 4))}
+    write_json(names, tmp_path / "names.json")
+    with pytest.raises(DatasetError, match="3 and 4"):
+        read_dataset(tmp_path)
+
+
+def test_the_order_of_regions_is_not_needed(tmp_path: Path) -> None:
+    write_small_dataset(tmp_path)
+    labels = {"background": 0, "whole tumor": [1, 2, 3], "tumor core": [2, 3], "enhancing tumor": 3}
+    changed = {**_document(tmp_path), "labels": labels, "regions_class_order": [1, 2, 3]}
+    write_json(changed, tmp_path / "dataset.json")
+    values = read_dataset(tmp_path).cases[0].values
+    assert values == {"whole tumor": (1, 2, 3), "tumor core": (2, 3), "enhancing tumor": (3,)}
+
+
 def test_what_is_annotated_is_read(tmp_path: Path) -> None:
     write_small_dataset(tmp_path)
     write_json({"a": {"complete": ["left kidney"], "partial": []}}, tmp_path / "annotated.json")
