@@ -14,9 +14,13 @@ from textseg.errors import ScanError
 from textseg.geometry import Geometry
 from textseg.scan.check import check_voxels
 from textseg.scan.dicom import read_dicom
+from textseg.scan.dicom_derived import NamedMasks
+from textseg.scan.dicom_frames import read_header
+from textseg.scan.dicom_seg import read_dicom_seg
 from textseg.scan.formats import format_of
 from textseg.scan.itk import TextHeader, read_itk, read_itk_legend
 from textseg.scan.nifti import read_mgh, read_nifti, read_nifti_legend
+from textseg.scan.rtstruct import read_rtstruct
 from textseg.volume import ScanFile, Volume
 
 
@@ -55,15 +59,55 @@ def read_scan(
     return scan
 
 
-def read_label_map(path: str | Path, *, volume: int | None = None) -> LabelMap:
+def read_label_map(path: str | Path, *, volume: int | None = None, grid: Geometry | None = None) -> LabelMap:
     """Read a mask or label map: labels (x, y, z) as the smallest whole numbers that hold them.
 
+    Args:
+        path: a file of any format that `read_scan` reads, or a DICOM SEG or RTSTRUCT. Where segments of these
+            overlap, the smaller one wins.
+        volume: which volume of a 4D file, from 0.
+        grid: of the scan that a DICOM SEG or RTSTRUCT belongs to, on which its labels are then given.
+
     Raises:
-        ScanError: as in `read_scan`, or a voxel is not a whole number from 0.
+        ScanError: as in `read_scan`, a voxel is not a whole number from 0, contours came without a grid, or
+            they do not lie in its slices.
     """
+    kind = _derived_kind(Path(path))
+    if kind is not None:
+        return _painted(Path(path), _read_derived(Path(path), kind, grid))
     scan = _read_one(Path(path), None, volume)
     assert scan.file is not None
     return LabelMap(_whole_numbers(scan), scan.geometry, _legend(scan.file), scan.file)
+
+
+def _derived_kind(path: Path) -> str | None:
+    """ "SEG" or "RTSTRUCT" where a file is one."""
+    if path.is_dir() or format_of(path) != "dicom":
+        return None
+    modality = str(read_header(path).get("Modality"))
+    return modality if modality in ("SEG", "RTSTRUCT") else None
+
+
+def _read_derived(path: Path, kind: str, grid: Geometry | None) -> NamedMasks:
+    if kind == "SEG":
+        return read_dicom_seg(path, grid)
+    if grid is None:
+        raise ScanError(
+            f"Contours have no voxels of their own, so {path.name} (RTSTRUCT) can only be read together with "
+            "its scan. Give the scan's grid, or export it as DICOM SEG or NIfTI."
+        )
+    return read_rtstruct(path, grid)
+
+
+def _painted(path: Path, named: NamedMasks) -> LabelMap:
+    labels = np.zeros(named.geometry.shape, np.uint16)
+    sizes = [np.count_nonzero(mask) for mask in named.masks]
+    for index in np.argsort(sizes)[::-1]:
+        labels[named.masks[index]] = index + 1
+    names = dict(enumerate(named.names, start=1))
+    kept = np.uint8 if len(names) <= np.iinfo(np.uint8).max else np.uint16
+    file = ScanFile((path,), "dicom", details={"warnings": []})
+    return LabelMap(labels.astype(kept), named.geometry, names, file)
 
 
 def _read_one(path: Path, series: str | None, volume: int | None) -> Volume:
