@@ -18,6 +18,7 @@ from textseg_cli.models import models
 from textseg_cli.output import Screen, show_library_warnings
 from textseg_cli.plan import plan
 from textseg_cli.predict import predict
+from textseg_cli.pretrain import pretrain
 from textseg_cli.score import score
 from textseg_cli.train import train
 from textseg_cli.weights import weights
@@ -39,6 +40,7 @@ app.command()(score)
 app.add_typer(plan, name="plan")
 app.command()(train)
 app.command()(finetune)
+app.command()(pretrain)
 app.command()(export)
 app.command()(doctor)
 
