@@ -11,7 +11,7 @@ import pytest
 
 from tests.planning.conftest import make_fingerprint
 from textseg.fingerprint import Fingerprint
-from textseg.planning import choose_patch, median_shape, topology_of, working_spacing
+from textseg.topology import choose_patch, median_shape, topology_of, working_spacing
 
 pytest.importorskip("nnunetv2", reason="Needs the extra textseg[train].")
 

@@ -22,13 +22,12 @@ from textseg.planning import (
     Planned,
     intensity_rules,
     make_plan,
-    median_shape,
     parse_memory,
     read_reasons,
     with_measured,
-    working_spacing,
     write_planned,
 )
+from textseg.topology import median_shape, working_spacing
 from textseg.train.memory import estimate_training_memory
 
 pytest.importorskip("nnunetv2", reason="Needs the extra textseg[train].")
