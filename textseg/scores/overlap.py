@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.geometry import Box
+from textseg.geometry import Box, Shape, bounding_box
 
 Mask = NDArray[np.bool_]
 
@@ -58,6 +58,45 @@ class Overlap:
     def volume_error(self) -> float:
         """(predicted - reference) / reference: 0.1 is a tenth too large, -1 is nothing found."""
         return _ratio(self.predicted - self.reference, self.reference)
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMask:
+    """A mask (x, y, z) without its empty border, so that hundreds of one scan can be kept and compared."""
+
+    shape: Shape
+    box: Box
+    inside: Mask
+    voxels: int
+
+    def whole(self) -> Mask:
+        mask = np.zeros(self.shape, np.bool_)
+        mask[self.box.slices] = self.inside
+        return mask
+
+    def within(self, low: NDArray[np.intp], high: NDArray[np.intp]) -> Mask:
+        """The mask from `low` to before `high`, voxels of the grid; a box within the mask's own."""
+        start = np.array(self.box.start)
+        x, y, z = (slice(int(a), int(b)) for a, b in zip(low - start, high - start, strict=True))
+        return self.inside[x, y, z]
+
+    def overlap(self, reference: PackedMask) -> Overlap:
+        """What this mask, as the prediction, shares with another on the same grid."""
+        low = np.maximum(self.box.start, reference.box.start)
+        high = np.minimum(self.box.stop, reference.box.stop)
+        shared = 0
+        if (high > low).all():
+            parts = [mask.within(low, high) for mask in (self, reference)]
+            shared = int(np.count_nonzero(parts[0] & parts[1]))
+        return Overlap(shared, self.voxels - shared, reference.voxels - shared)
+
+
+def pack(mask: Mask) -> PackedMask:
+    """A mask (x, y, z) bool, packed; what is kept is a copy."""
+    box = bounding_box(mask) or Box((0, 0, 0), (0, 0, 0))
+    inside = mask[box.slices].copy()
+    x, y, z = mask.shape
+    return PackedMask((x, y, z), box, inside, int(np.count_nonzero(inside)))
 
 
 def overlap(predicted: Mask, reference: Mask) -> Overlap:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -52,6 +53,18 @@ class Table:
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
         return f"## {self.title}\n\n{table}\n" + (f"\n{self.note}\n" if self.note else "")
 
+    def as_html(self) -> str:
+        """A section with a heading, a `table`, and the note."""
+        head = "".join(f"<th>{html.escape(cell)}</th>" for cell in self.headings)
+        rows = "\n".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows
+        )
+        note = f"<p>{html.escape(self.note)}</p>\n" if self.note else ""
+        return (
+            f"<section>\n<h2>{html.escape(self.title)}</h2>\n"
+            f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>\n{note}</section>\n"
+        )
+
     def as_latex(self) -> str:
         """A `tabular` in a `table`; needs the package booktabs."""
         rows = "\n".join(" & ".join(map(_latex, row)) + r" \\" for row in self.rows)
@@ -72,7 +85,7 @@ def scores_csv(systems: Systems) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["system", *names])
     for system, scores in systems.items():
-        writer.writerows([system, *(_plain(getattr(score, name)) for name in names)] for score in scores)
+        writer.writerows([system, *(plain(getattr(score, name)) for name in names)] for score in scores)
     return stream.getvalue()
 
 
@@ -87,7 +100,7 @@ def estimates_csv(systems: Systems) -> str:
                 estimate = estimate_of(scores, column, structure)
                 if estimate.cases:
                     numbers = (estimate.mean, estimate.low, estimate.high)
-                    writer.writerow([system, structure, column.field, *map(_plain, numbers), estimate.cases])
+                    writer.writerow([system, structure, column.field, *map(plain, numbers), estimate.cases])
     return stream.getvalue()
 
 
@@ -150,10 +163,10 @@ def volume_table(title: str, scores: Sequence[StructureScore]) -> Table:
             rows.append(
                 (
                     structure,
-                    _number(float(np.mean([score.reference_ml for score in there])), 1),
-                    _number(float(np.mean([score.predicted_ml for score in there])), 1),
-                    _interval(errors, 1),
-                    _number(agreement.bias, 1),
+                    number(float(np.mean([score.reference_ml for score in there])), 1),
+                    number(float(np.mean([score.predicted_ml for score in there])), 1),
+                    interval(errors, 1),
+                    number(agreement.bias, 1),
                     _range(agreement.low, agreement.high, 1),
                 )
             )
@@ -173,8 +186,8 @@ def presence_table(systems: Systems) -> Table:
                 system,
                 _share(found.found, found.found + found.missed),
                 _share(found.denied, found.denied + found.false_alarms),
-                _number(auroc(probabilities, there), 3),
-                _number(calibration(probabilities, there).expected_error, 3),
+                number(auroc(probabilities, there), 3),
+                number(calibration(probabilities, there).expected_error, 3),
             )
         )
     return Table(
@@ -204,7 +217,7 @@ def comparison_table(systems: Systems) -> Table | None:
         verdict = "no difference shown"
         if p < SIGNIFICANT:
             verdict = f"{first if comparison.difference.mean > 0 else other} better"
-        difference = _interval(comparison.difference, 3, signed=True)
+        difference = interval(comparison.difference, 3, signed=True)
         cases = str(comparison.difference.cases)
         numbers = (difference, cases, _p_value(comparison.p), _p_value(p))
         rows.append((structure, other, column.heading, *numbers, verdict))
@@ -238,7 +251,7 @@ def ranking_table(systems: Systems) -> Table:
     flat = values.reshape(len(systems), len(cases), -1)
     better = [column.higher_is_better for _ in structures for column in columns]
     rows = [
-        (_number(place.place, 0), place.system, _number(place.mean_rank, 2), _percent(place.first_share))
+        (number(place.place, 0), place.system, number(place.mean_rank, 2), _percent(place.first_share))
         for place in rank_systems(flat, list(systems), better)
     ]
     return Table(
@@ -255,9 +268,7 @@ def ranking_table(systems: Systems) -> Table:
 def challenge_table(name: str, summaries: Mapping[str, Mapping[str, float]], explanation: str) -> Table:
     """What a challenge would say of each system."""
     headings = tuple(next(iter(summaries.values())))
-    rows = tuple(
-        (system, *(_number(value, 4) for value in one.values())) for system, one in summaries.items()
-    )
+    rows = tuple((system, *(number(value, 4) for value in one.values())) for system, one in summaries.items())
     return Table(f"Challenge {name}", ("System", *headings), rows, explanation)
 
 
@@ -302,7 +313,7 @@ def _compared(
 def _estimates(
     scores: Sequence[StructureScore], columns: Sequence[Column], structure: str
 ) -> tuple[str, ...]:
-    return tuple(_interval(estimate_of(scores, column, structure), column.digits) for column in columns)
+    return tuple(interval(estimate_of(scores, column, structure), column.digits) for column in columns)
 
 
 def _of(scores: Sequence[StructureScore], structure: str) -> list[StructureScore]:
@@ -312,13 +323,15 @@ def _of(scores: Sequence[StructureScore], structure: str) -> list[StructureScore
 # ---- words ----
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
+    """A value as CSV files hold it: six digits, nothing for what is not defined."""
     if isinstance(value, float):
         return "" if math.isnan(value) else f"{value:.6g}"
     return value
 
 
-def _number(value: float, digits: int, *, signed: bool = False) -> str:
+def number(value: float, digits: int, *, signed: bool = False) -> str:
+    """A number in so many digits; a dash where it is not defined."""
     if not math.isfinite(value):
         return NOTHING
     return f"{value:{'+' if signed else ''}.{digits}f}"
@@ -327,11 +340,12 @@ def _number(value: float, digits: int, *, signed: bool = False) -> str:
 def _range(low: float, high: float, digits: int, *, signed: bool = False) -> str:
     if not (math.isfinite(low) and math.isfinite(high)):
         return NOTHING
-    return f"{_number(low, digits, signed=signed)} to {_number(high, digits, signed=signed)}"
+    return f"{number(low, digits, signed=signed)} to {number(high, digits, signed=signed)}"
 
 
-def _interval(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
-    mean = _number(estimate.mean, digits, signed=signed)
+def interval(estimate: Estimate, digits: int, *, signed: bool = False) -> str:
+    """A mean with its interval, if it has one."""
+    mean = number(estimate.mean, digits, signed=signed)
     limits = _range(estimate.low, estimate.high, digits, signed=signed)
     return mean if limits == NOTHING else f"{mean} ({limits})"
 
