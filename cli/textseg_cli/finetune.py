@@ -6,10 +6,11 @@ import math
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from textseg_cli.encoder import Encoder, encoder_told
 from textseg_cli.exits import plain_errors
 from textseg_cli.output import Screen
 from textseg_cli.predict import Device
@@ -27,6 +28,9 @@ from textseg_cli.train import (
     run_beside,
     train_and_tell,
 )
+
+if TYPE_CHECKING:
+    from textseg.network.build import TextPromptedNetwork
 
 
 class What(StrEnum):
@@ -57,6 +61,7 @@ def finetune(
     folds: Folds = 5,
     split: Split = None,
     patients: Patients = None,
+    encoder: Encoder = None,
     run: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Prepared cases, state and log; OUT.run by default."),
@@ -79,6 +84,7 @@ def finetune(
     from textseg.train.export import RunPlaces, check_model_place
     from textseg.train.finetune import Tuned, finetune_plan, tuned_from
     from textseg.train.own import check_once
+    from textseg.train.start import put_into, read_encoder_weights
 
     screen, lexicon = Screen(), default_lexicon()
     run = run or run_beside(out)
@@ -90,7 +96,15 @@ def finetune(
     dataset = read_dataset(dataset_folder, lexicon)
     chosen = SplitChoice(hold_back, fold, folds, split, patients).of(dataset)
     plan = finetune_plan(model.plan, dataset, steps, rehearse=rehearse, learning_rate=learning_rate)
-    begin = tuned_from(lambda: load_network(model.path, plan), Tuned(what.value))
+    weights = read_encoder_weights(encoder) if encoder else None
+
+    def trained() -> TextPromptedNetwork:
+        network = load_network(model.path, plan)
+        if weights is not None:
+            encoder_told(screen, places.run)(put_into(weights, network))
+        return network
+
+    begin = tuned_from(trained, Tuned(what.value))
     longest = math.inf if minutes is None else minutes
     with screen.progress() as progress:
         problems = check_once(dataset, run, lexicon, os.cpu_count() or 1, progress)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
+from textseg_cli.encoder import Encoder, encoder_told
 from textseg_cli.exits import plain_errors
 from textseg_cli.output import Screen
 from textseg_cli.predict import Device, ModalityChoice
@@ -36,10 +37,7 @@ def pretrain(
     modality: Annotated[
         ModalityChoice, typer.Option(help="Of all scans; told by each scan where it is auto.")
     ] = ModalityChoice.AUTO,
-    encoder: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Weights to begin with, as in `textseg train --encoder`."),
-    ] = None,
+    encoder: Encoder = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 5000,
     run: Annotated[
         Path | None,
@@ -60,7 +58,7 @@ def pretrain(
     from textseg.device import choose_compute
     from textseg.train.pretrain import pretrain as pretrain_on
     from textseg.train.pretrain import pretraining_plan, save_pretrained
-    from textseg.train.start import keep_report, put_into, read_encoder_weights
+    from textseg.train.start import put_into, read_encoder_weights
     from textseg.train.unlabelled import prepare_scans
 
     screen = Screen()
@@ -89,9 +87,7 @@ def pretrain(
 
         def begin(network: MaskedAutoencoder) -> None:
             if weights is not None:
-                started = put_into(weights, network)
-                keep_report(started, run)
-                screen.note(started.summary)
+                encoder_told(screen, run)(put_into(weights, network))
 
         pretrained = pretrain_on(
             chosen,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from textseg.errors import DatasetError, OutputError
+from textseg_cli.encoder import Encoder, encoder_told
 from textseg_cli.exits import plain_errors
 from textseg_cli.output import Screen
 from textseg_cli.predict import Device
@@ -78,6 +79,7 @@ def train(
             metavar="MODEL", help="Whose text tower is used; the default model's, or the plan's own."
         ),
     ] = None,
+    encoder: Encoder = None,
     run: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="State and log; OUT.run by default.")
     ] = None,
@@ -106,9 +108,9 @@ def train(
     if _is_dataset(source):
         chosen = SplitChoice(hold_back, fold, folds, split, patients)
         asked = PlanChoice(plan_folder, memory, steps)
-        _train_own(screen, source, asked, chosen, places, longest, device, overwrite)
+        _train_own(screen, source, asked, chosen, places, encoder, longest, device, overwrite)
     else:
-        _train_recipe(screen, source, data, places, longest, device, overwrite)
+        _train_recipe(screen, source, data, places, encoder, longest, device, overwrite)
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,7 @@ def _train_own(
     asked: PlanChoice,
     chosen: SplitChoice,
     places: RunPlaces,
+    encoder: str | None,
     minutes: float,
     device: Device,
     overwrite: bool,
@@ -165,13 +168,14 @@ def _train_own(
     budget = parse_memory(asked.memory)
     check_writable(places)
     check_model_place(places, overwrite=overwrite)
+    begin = _beginning(screen, encoder, places.run)
     dataset = read_dataset(folder, lexicon)
     split = chosen.of(dataset)
     with screen.progress() as progress:
         note_warnings(screen, check_once(dataset, places.run, lexicon, cores, progress), folder)
         plan = _plan(dataset, asked.folder, budget, places, compute, cores, progress)
         plan = scratch_plan(plan, dataset, asked.steps)
-        train_and_tell(screen, dataset, split, plan, places, lexicon, compute, minutes, progress)
+        train_and_tell(screen, dataset, split, plan, places, lexicon, compute, minutes, progress, begin=begin)
 
 
 def _plan(
@@ -233,6 +237,7 @@ def _train_recipe(
     plan_folder: Path,
     data: Path | None,
     places: RunPlaces,
+    encoder: str | None,
     minutes: float,
     device: Device,
     overwrite: bool,
@@ -248,6 +253,7 @@ def _train_recipe(
     check_writable(places)
     check_model_place(places, overwrite=overwrite, own_plan=plan_folder)
     introduction = plan_folder / INTRODUCTION_FILE
+    begin = _beginning(screen, encoder, places.run)
     with screen.progress() as progress:
         _gather_once(plan_folder, data, places.arrays, plan, progress)
         keep_beside(places)
@@ -258,6 +264,7 @@ def _train_recipe(
             places.run,
             lexicon,
             compute.device,
+            begin=begin,
             minutes=minutes,
             report=_step_shown(progress),
         )
@@ -271,6 +278,16 @@ def _train_recipe(
             progress=progress,
         )
     screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {places.model}"])
+
+
+def _beginning(screen: Screen, encoder: str | None, run: Path) -> Callable[[Plan], Beginning]:
+    """Random weights, with those of --encoder where they fit."""
+    from textseg.train.loop import fresh
+    from textseg.train.start import read_encoder_weights, started_from
+
+    if encoder is None:
+        return fresh
+    return started_from(read_encoder_weights(encoder), report=encoder_told(screen, run))
 
 
 def check_writable(places: RunPlaces) -> None:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from tests.cli.conftest import AFFINE, Run
+from tests.train.test_labelled import write_dataset
+from textseg.plan import Plan
+from textseg.safe_loading import load_safetensors
+from textseg.train.loop import Beginning
 from textseg.train.start import ENCODER_FILE, REPORT_FILE, read_encoder_weights
 
 
@@ -70,6 +77,37 @@ def test_bad_options_end_in_one_sentence(
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "finetune"])
+def test_a_run_begins_with_the_encoder_that_is_named(
+    command: str,
+    textseg: Run,
+    tiny_model: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = ("--plan", tiny_model, "--steps", "1", "--device", "cpu")
+    assert textseg("pretrain", folder, "-o", tmp_path / "start", *options).exit_code == 0
+    begun: list[Beginning] = []
+
+    def stand_in(dataset: object, split: object, plan: Plan, *rest: object, **options: Any) -> Any:
+        begun.append(options["begin"](plan))
+        return SimpleNamespace(steps=0)
+
+    monkeypatch.setattr("textseg.train.own.train_on_dataset", stand_in)
+    monkeypatch.setattr("textseg.train.own.check_once", lambda *_: ())
+    dataset = write_dataset(tmp_path / "set", cases=("a", "b", "c"))
+    source = {"train": ("--plan", tiny_model, "--text", tiny_model), "finetune": ("--from", tiny_model)}
+    options = (*source[command], "--encoder", tmp_path / "start", "--device", "cpu")
+    result = textseg(command, dataset, "-o", tmp_path / "new", *options)
+    assert result.exit_code == 0, result.output
+    theirs = load_safetensors(tmp_path / "start" / ENCODER_FILE)
+    ours = begun[0].network.state_dict()
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+    assert "(100% of" in result.stderr
+    assert (tmp_path / "new.run" / REPORT_FILE).is_file()
 
 
 def test_a_dicom_series_is_a_scan(

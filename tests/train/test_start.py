@@ -18,6 +18,7 @@ from textseg.plan import Plan
 from textseg.train.loop import fresh
 from textseg.train.start import (
     ENCODER_FILE,
+    TABLE_FILE,
     keep_report,
     put_into,
     read_encoder_weights,
@@ -275,6 +276,9 @@ def test_a_run_does_not_go_on_from_another_encoder(tmp_path):
         reports.append(put_into(read_encoder_weights(path), build_network(planned())))
     keep_report(reports[0], tmp_path / "run")
     keep_report(reports[0], tmp_path / "run")
+    table = (tmp_path / "run" / TABLE_FILE).read_text(encoding="utf-8")
+    assert table.startswith(reports[0].summary)
+    assert all(line in table for line in reports[0].table())
     with pytest.raises(ModelError, match=r"begun with, .*0\.safetensors, but got .*1\.safetensors"):
         keep_report(reports[1], tmp_path / "run")
 

@@ -32,6 +32,7 @@ from textseg.train.loop import Beginning, fresh
 
 ENCODER_FILE = "encoder.safetensors"
 REPORT_FILE = "encoder_start.json"
+TABLE_FILE = "encoder_start.txt"
 # What nnU-Net's readers that turn scans to RAS+ have in their names.
 TURNING = "Reorient"
 
@@ -214,7 +215,7 @@ def started_from(
 
 
 def keep_report(report: StartReport, run: Path) -> None:
-    """Write the report into a run's folder.
+    """Write the report into a run's folder, as JSON and as a table to read.
 
     Raises:
         ModelError: the run was begun from other weights.
@@ -229,6 +230,8 @@ def keep_report(report: StartReport, run: Path) -> None:
             )
         return
     document = {**vars(report), "rows": [vars(row) for row in report.rows]}
+    lines = [report.summary, *report.notes, "", *report.table()]
+    write_bytes(run / TABLE_FILE, ("\n".join(lines) + "\n").encode())
     write_bytes(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
