@@ -15,21 +15,23 @@ from torch import Tensor
 from textseg.device import Compute, DeviceChoice, choose_compute
 from textseg.embeddings.choice import load_text_encoder
 from textseg.embeddings.encoder import TextEncoder
-from textseg.errors import PromptError
+from textseg.errors import PlanError, PromptError, ScanError
 from textseg.masks import above_threshold, fill_holes, largest_component
 from textseg.models import ModelFolder, find_model
 from textseg.network.build import for_inference
 from textseg.network.nnunet import NnunetModel
 from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
-from textseg.prepare import prepare, restore_mask
+from textseg.plan import Plan
+from textseg.prepare import join_channels, prepare, restore_mask
 from textseg.prompts import Prompt, understand
 from textseg.result import Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import check_voxels, read_scan
 from textseg.sliding import MaskAnswer, segment_windows
 from textseg.volume import Modality, Volume, guess_modality
 
-ScanLike = str | Path | Sequence[str | Path] | Volume
+OneScan = str | Path | Volume
+ScanLike = OneScan | Sequence[OneScan]
 Progress = Callable[[str, int, int], None]
 
 
@@ -52,7 +54,8 @@ def segment(
     """Masks for prompts in a scan; load a `Segmenter` instead to ask more than once.
 
     Args:
-        scan: a file, a DICOM folder, the files of several channels, or a `Volume`.
+        scan: a file, a DICOM folder or a `Volume`; for a model of several channels one of these for each, in
+            the order of its plan. Masks lie on the first one's grid.
         prompts: sentences such as "left kidney tumor".
         model: "default", another shipped model, or a model's folder: ours, or one of VoxTell or nnU-Net.
         device: "auto", "cpu" or "cuda".
@@ -115,12 +118,22 @@ class Segmenter:
             scan, prompts, modality: as for `segment`.
             clean_up: keep only the largest connected part of each mask and fill its holes.
             progress: called with the stage in words, the steps done and all steps.
+
+        Raises:
+            PlanError: there are more or fewer scans than the plan has channels, or one of them is of another
+                modality than its channel.
+            ScanError, PromptError: see `textseg.errors`.
         """
         began = time.monotonic()
         understood = self.model.read_prompts(_texts(prompts))
         progress("reading", 0, 1)
-        volume = _checked(scan) if isinstance(scan, Volume) else read_scan(scan)
-        used_modality, modality_from = _modality(volume, modality)
+        scans = [_read(one) for one in _each(scan)]
+        plan = None if self._foreign else self.plan
+        if plan is not None:
+            plan.check_channels(sum(one.channels for one in scans))
+            _refuse_other_modalities(scans, modality, plan)
+        volume, channels = join_channels(scans)
+        used_modality, modality_from = _modality(volume, modality, plan)
         if self._foreign is None:
             answer = self._own_answer(volume, understood, used_modality, progress)
         else:
@@ -138,6 +151,7 @@ class Segmenter:
             compute=str(self.compute),
             seconds=time.monotonic() - began,
             clean_up=clean_up,
+            channels=channels,
         )
 
     def _own_answer(
@@ -183,17 +197,44 @@ class Segmenter:
         )
 
 
-def _checked(volume: Volume) -> Volume:
-    check_voxels(volume)
-    return volume
+def _each(scan: ScanLike) -> list[OneScan]:
+    scans = [scan] if isinstance(scan, str | Path | Volume) else list(scan)
+    if not scans:
+        raise ScanError("A scan needs at least one file, got none.")
+    return scans
 
 
-def _modality(volume: Volume, asked: Modality | None) -> tuple[Modality, ModalitySource]:
+def _read(scan: OneScan) -> Volume:
+    if not isinstance(scan, Volume):
+        return read_scan(scan)
+    check_voxels(scan)
+    return scan
+
+
+def _refuse_other_modalities(scans: Sequence[Volume], asked: Modality | None, plan: Plan) -> None:
+    """Where the plan says what each channel is, neither caller nor header may say another thing."""
+    meant = plan.channel_modalities
+    if meant is None:
+        return
+    told = [scan.modality for scan in scans for _ in range(scan.channels)]
+    for name, planned, said in zip(plan.channels, meant, (asked or told[0], *told[1:]), strict=True):
+        if said not in (None, planned):
+            raise PlanError(
+                f"The model {plan.name!r} takes {' and '.join(meant)}, in this order, but for the channel "
+                f"{name!r} it got {said}. Give the scans in the order of its channels "
+                f"({', '.join(plan.channels)})."
+            )
+
+
+def _modality(volume: Volume, asked: Modality | None, plan: Plan | None) -> tuple[Modality, ModalitySource]:
+    """Of the first channel, by which the others go too unless the plan tells each one's."""
+    if plan is not None and plan.channel_modalities is not None:
+        return plan.channel_modalities[0], "plan"
     if asked is not None:
         return asked, "user"
     if volume.modality is not None:
         return volume.modality, "header"
-    return guess_modality(volume.voxels), "values"
+    return guess_modality(volume.voxels[0]), "values"
 
 
 def understand_all(prompts: str | Sequence[str]) -> list[Prompt]:

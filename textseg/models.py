@@ -108,6 +108,15 @@ class ModelFolder:
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files.values())
 
+    def check_channels(self, count: int) -> None:
+        """Refuse a scan of another number of channels before anything is loaded; others' models do so later.
+
+        Raises:
+            PlanError: this model of ours takes another number.
+        """
+        if self.kind == "textseg":
+            self.plan.check_channels(count)
+
     def read_prompts(self, texts: Iterable[str]) -> list[Prompt]:
         """Prompts as this kind of model reads them: ours through the lexicon, others' in their own words too.
 

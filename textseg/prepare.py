@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textseg.errors import PlanError
+from textseg.errors import PlanError, ScanError
 from textseg.geometry import Box, Geometry, bounding_box
 from textseg.normalise import body_mask, normalise
 from textseg.plan import IntensityPlan, Millimetres, Plan
@@ -21,6 +23,71 @@ from textseg.volume import Modality, Volume
 OUTSIDE_LOGIT = -30.0
 # A sheared grid (gantry tilt) is straightened above this |cosine| between axes, about half a degree.
 STRAIGHTEN_ABOVE = 0.01
+
+
+@dataclass(frozen=True)
+class ChannelSource:
+    """Where one channel of a scan came from.
+
+    files are those it was read from, none for a volume in memory; geometry is its own grid, and regridded
+    tells whether it was brought from there to the first channel's, of which it covers a part from 0 to 1.
+    """
+
+    files: tuple[Path, ...]
+    geometry: Geometry
+    regridded: bool = False
+    covered: float = 1.0
+
+
+def join_channels(scans: Sequence[Volume]) -> tuple[Volume, tuple[ChannelSource, ...]]:
+    """Several scans as the channels of one, on the first one's grid, and where each channel came from.
+
+    A scan on another grid is brought there by world position: linearly, averaged where the first grid is
+    coarser, and with its lowest value where it does not reach. The file is the first one's, with the paths of
+    all; the modality is the first one's.
+
+    Raises:
+        ScanError: a scan does not overlap with the first.
+    """
+    first = scans[0]
+    if len(scans) == 1:
+        files = first.file.paths if first.file else ()
+        return first, (ChannelSource(files, first.geometry),) * first.channels
+    joined, sources = [], []
+    for scan in scans:
+        voxels, source = _on_grid_of(first, scan)
+        joined.append(voxels)
+        sources += [source] * scan.channels
+    file = first.file
+    if file is not None:
+        paths = tuple(path for scan in scans if scan.file for path in scan.file.paths)
+        warnings = [line for scan in scans if scan.file for line in scan.file.details.get("warnings", ())]
+        file = replace(file, paths=paths, details=file.details | {"warnings": warnings})
+    return Volume(np.concatenate(joined), first.geometry, file, first.modality), tuple(sources)
+
+
+def _on_grid_of(first: Volume, scan: Volume) -> tuple[NDArray[Any], ChannelSource]:
+    """A scan's voxels (channels, x, y, z) on the grid of the first."""
+    files = scan.file.paths if scan.file else ()
+    if scan.geometry.is_close(first.geometry):
+        return scan.voxels, ChannelSource(files, scan.geometry)
+    inside = torch.ones(scan.geometry.shape, dtype=torch.uint8)
+    covered = float(resample(inside, scan.geometry, first.geometry, "nearest").float().mean())
+    if covered == 0:
+        raise ScanError(
+            f"The channels of a scan must show the same place, but {_name(scan)} and {_name(first)} do not "
+            "overlap in the world. Are they of one patient and one session?"
+        )
+    channels = []
+    for voxels in scan.voxels:
+        tensor = torch.from_numpy(np.require(voxels, np.float32, ["C", "W"]))
+        brought = resample(tensor, scan.geometry, first.geometry, fill=float(tensor.min()))
+        channels.append(brought.numpy())
+    return np.stack(channels), ChannelSource(files, scan.geometry, True, covered)
+
+
+def _name(scan: Volume) -> str:
+    return scan.file.paths[0].name if scan.file else "another one"
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,27 +106,33 @@ class Prepared:
 def prepare(volume: Volume, plan: Plan, modality: Modality, spacing_mm: Millimetres) -> Prepared:
     """The volume as the plan's network wants it, at this working spacing.
 
+    Args:
+        modality: of the volume; the plan may know better what each channel is. The first channel's body
+            decides the crop.
+
     Raises:
         PlanError: the volume has another number of channels than the plan, or the plan does not know the
             modality.
     """
-    if volume.channels != len(plan.channels):
-        raise PlanError(
-            f"The model {plan.name!r} takes {len(plan.channels)} channel(s) ({', '.join(plan.channels)}), "
-            f"got {volume.channels}. Give one file a channel."
-        )
-    if modality not in plan.intensity:
-        raise PlanError(
-            f"The model {plan.name!r} knows {' and '.join(plan.intensity)}, got {modality}. "
-            "Choose another model or modality."
-        )
-    intensity = plan.intensity[modality]
+    plan.check_channels(volume.channels)
+    rules = _rules(plan, modality)
     working = working_grid(volume.geometry, spacing_mm)
     image = _brought(volume, working)
-    box = content_box(image[0], intensity, working, plan.margin_mm)
+    box = content_box(image[0], rules[0], working, plan.margin_mm)
     image = image[(slice(None), *box.slices)]
-    normalised = torch.stack([normalise(channel, intensity) for channel in image])
+    normalised = torch.stack([normalise(channel, rule) for channel, rule in zip(image, rules, strict=True)])
     return Prepared(normalised, working.cropped(box), volume.geometry)
+
+
+def _rules(plan: Plan, modality: Modality) -> list[IntensityPlan]:
+    """How each channel is normalised."""
+    unknown = [each for each in plan.modalities(modality) if each not in plan.intensity]
+    if unknown:
+        raise PlanError(
+            f"The model {plan.name!r} knows {' and '.join(plan.intensity)}, got {unknown[0]}. "
+            "Choose another model or modality."
+        )
+    return [plan.intensity[each] for each in plan.modalities(modality)]
 
 
 def working_grid(scan: Geometry, spacing_mm: Millimetres) -> Geometry:

@@ -19,6 +19,7 @@ from textseg.errors import OutputError
 from textseg.geometry import Box, Geometry, bounding_box
 from textseg.masks import combine
 from textseg.models import ModelFolder
+from textseg.prepare import ChannelSource
 from textseg.prompts import Prompt
 from textseg.report.preview import render_preview
 from textseg.scan import write_label_map, write_mask
@@ -26,7 +27,7 @@ from textseg.version import __version__
 from textseg.volume import Modality, Volume
 
 RECORD_FORMAT = "textseg-record-1"
-ModalitySource = Literal["user", "header", "values"]
+ModalitySource = Literal["user", "header", "values", "plan"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,11 @@ class Found:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """Masks (prompts, x, y, z) bool on the scan's own grid, and one `Found` a prompt."""
+    """Masks (prompts, x, y, z) bool on the scan's own grid, and one `Found` a prompt.
+
+    The scan is `volume`; of several channels it has the first one's grid, and `channels` tells where each of
+    them came from.
+    """
 
     masks: NDArray[np.bool_]
     found: tuple[Found, ...]
@@ -77,6 +82,7 @@ class Segmentation:
     compute: str
     seconds: float
     clean_up: bool = False
+    channels: tuple[ChannelSource, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -166,7 +172,7 @@ class Segmentation:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "device": self.compute,
-            "scan": _scan_facts(self.volume, self.modality, self.modality_from),
+            "scan": _scan_facts(self.volume, self.modality, self.modality_from) | self._channel_facts(),
             "model": {
                 "name": self.model.name,
                 "kind": self.model.kind,
@@ -177,6 +183,16 @@ class Segmentation:
             "clean_up": self.clean_up,
             "prompts": [_prompt_facts(found, (files or {}).get(i)) for i, found in enumerate(self.found)],
         }
+
+    def _channel_facts(self) -> dict[str, Any]:
+        """Of each channel, where there are several: its name, modality and files, and its grid if another."""
+        if len(self.channels) < 2:
+            return {}
+        plan = self.model.plan if self.model.kind == "textseg" else None
+        names = plan.channels if plan else [None] * len(self.channels)
+        modalities = plan.modalities(self.modality) if plan else [self.modality] * len(self.channels)
+        facts = zip(names, modalities, self.channels, strict=True)
+        return {"channels": [_channel_fact(name, modality, source) for name, modality, source in facts]}
 
 
 def describe_mask(mask: NDArray[np.bool_], geometry: Geometry) -> MaskFacts:
@@ -223,13 +239,30 @@ def _write_json(path: Path, document: dict[str, Any]) -> None:
 
 
 def _scan_facts(volume: Volume, modality: Modality, modality_from: ModalitySource) -> dict[str, Any]:
-    geometry = volume.geometry
     return {
         "files": [str(path) for path in volume.file.paths] if volume.file else [],
         "format": volume.file.format if volume.file else None,
         "details": volume.file.details if volume.file else {},
         "modality": modality,
         "modality_from": modality_from,
+        **_grid_facts(volume.geometry),
+    }
+
+
+def _channel_fact(name: str | None, modality: Modality, source: ChannelSource) -> dict[str, Any]:
+    facts: dict[str, Any] = {
+        "name": name,
+        "modality": modality,
+        "files": [str(path) for path in source.files],
+        "regridded": source.regridded,
+    }
+    if source.regridded:
+        facts |= {"covered": round(source.covered, 4), "own_grid": _grid_facts(source.geometry)}
+    return facts
+
+
+def _grid_facts(geometry: Geometry) -> dict[str, Any]:
+    return {
         "shape": list(geometry.shape),
         "spacing_mm": [round(mm, 6) for mm in geometry.spacing_mm],
         "orientation": geometry.orientation,

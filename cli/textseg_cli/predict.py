@@ -55,16 +55,20 @@ def predict(
     channel: Annotated[
         list[Path] | None,
         typer.Option(
-            help="A further channel of the scan, on the same grid; repeatable.", rich_help_panel=WHAT
+            help="A further channel, in the order of the model's plan; repeatable. One on another grid is "
+            "brought onto SCAN's.",
+            rich_help_panel=WHAT,
         ),
     ] = None,
     series: Annotated[
         str | None,
-        typer.Option(help="Which DICOM series: UID, its beginning or end, or number.", rich_help_panel=WHAT),
+        typer.Option(
+            help="Which DICOM series of SCAN: UID, its beginning or end, or number.", rich_help_panel=WHAT
+        ),
     ] = None,
     volume: Annotated[
         int | None,
-        typer.Option(min=0, help="Which volume of a 4D scan, from 0.", rich_help_panel=WHAT),
+        typer.Option(min=0, help="Which volume of a 4D SCAN, from 0.", rich_help_panel=WHAT),
     ] = None,
     modality: Annotated[
         ModalityChoice,
@@ -138,6 +142,7 @@ def predict(
     from textseg.scan import read_scan
 
     chosen = find_model(model)
+    chosen.check_channels(1 + len(channel or []))
     for prompt in chosen.read_prompts(texts):
         for note in notes_on(prompt) if chosen.kind == "textseg" else []:
             screen.note(note)
@@ -147,20 +152,26 @@ def predict(
     to.check_folder()
     with screen.progress() as progress:
         progress("reading", 0, 1)
-        image = read_scan([_named(scan), *(channel or [])], series=series, volume=volume)
-        for warning in image.file.details["warnings"] if image.file else []:
+        scans = [read_scan(_named(scan), series=series, volume=volume), *map(read_scan, channel or [])]
+        for warning in (line for one in scans if one.file for line in one.file.details["warnings"]):
             screen.warning(warning)
-        to.check_names(image, texts)
+        to.check_names(scans[0], texts)
         progress("loading the model", 0, 1)
         from textseg.inference import Segmenter
 
         segmenter = Segmenter(chosen.path, device=device.value, threads=threads)
-        segmentation = segmenter(image, texts, modality=kind, clean_up=clean_up, progress=progress)
+        segmentation = segmenter(scans, texts, modality=kind, clean_up=clean_up, progress=progress)
         progress("writing", 0, 1)
         written = segmentation.write(to)
     for found in segmentation.found if chosen.kind != "textseg" else ():
         if found.asked and found.asked.lower() != " ".join(found.prompt.text.lower().split()):
             screen.note(f"{found.prompt.text!r} is asked as {found.asked!r}, which this model knows.")
+    for source in segmentation.channels:
+        if source.regridded:
+            screen.note(
+                f"{source.files[0].name} lies on another grid than {Path(scan).name} and was brought onto "
+                f"that, of which it covers {source.covered:.0%}."
+            )
     screen.segmentation(segmentation.found, written)
     if not any(found.is_there for found in segmentation.found):
         raise typer.Exit(NOTHING_FOUND)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.cli.conftest import AFFINE, BOX, Run, Stub
+from tests.dataset.two_channel_model import write_pet_ct_model
 from textseg.models import shipped_models
 from textseg.scan import read_label_map, read_scan
 
@@ -251,6 +252,47 @@ def test_a_channel_too_many_is_refused(predict: Run, stub: Stub, scan: Path) -> 
     result = predict("liver", "--channel", scan)
     assert result.exit_code == 2
     assert "takes 1 channel" in result.stderr
+
+
+@pytest.fixture(scope="session")
+def pet_ct_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pet_ct_model(tmp_path_factory.mktemp("models") / "pet_ct")
+
+
+def test_a_channel_on_another_grid_is_brought_over_and_said(
+    predict: Run, stub: Stub, pet_ct_model: Path, scan: Path, out: Path, tmp_path: Path
+) -> None:
+    shifted = AFFINE.copy()
+    shifted[:3, 3] += (-4, 5, 0)
+    nib.save(nib.Nifti1Image(np.random.default_rng(1).random((22, 28, 22)), shifted), tmp_path / "pet.nii")
+    result = predict("liver", "--channel", tmp_path / "pet.nii", model=pet_ct_model)
+    assert result.exit_code == 0, result.output
+    assert "Note: pet.nii lies on another grid than scan.nii.gz" in result.stderr
+    record = json.loads((out / "scan_liver_record.json").read_text(encoding="utf-8"))
+    assert record["scan"]["files"] == [str(scan), str(tmp_path / "pet.nii")]
+    assert [channel["regridded"] for channel in record["scan"]["channels"]] == [False, True]
+    assert np.array_equal(nib.load(out / "scan_liver.nii.gz").affine, AFFINE)
+
+
+def test_too_few_channels_are_refused_before_the_scan_is_read(
+    predict: Run, pet_ct_model: Path, folder_of: FolderOf
+) -> None:
+    result = predict("liver", model=pet_ct_model, scan="nowhere.nii.gz")
+    assert (result.exit_code, folder_of()) == (2, [])
+    assert "takes 2 channel(s) (CT, PET), got 1. Give one file a channel" in result.stderr
+    assert "--channel" in result.stderr
+
+
+def test_a_further_channel_is_never_written_over(
+    predict: Run, stub: Stub, pet_ct_model: Path, tmp_path: Path, scan_voxels: NDArray[np.int16]
+) -> None:
+    pet = tmp_path / "pet.nii.gz"
+    nib.save(nib.Nifti1Image(scan_voxels, AFFINE), pet)
+    before = pet.read_bytes()
+    result = predict("liver", "--channel", pet, "--overwrite", model=pet_ct_model, out=pet)
+    assert result.exit_code == 2
+    assert "the place of its scan" in result.stderr
+    assert pet.read_bytes() == before
 
 
 def test_a_modality_that_is_given_is_used(predict: Run, stub: Stub) -> None:

@@ -10,11 +10,13 @@ import pytest
 import torch
 
 import textseg
+from tests.dataset.two_channel_model import write_pet_ct_model
 from tests.tiny_model import TEXT_WIDTH, write_tiny_model
 from textseg.device import Compute
 from textseg.errors import ModelError, PlanError, PromptError, ScanError
-from textseg.geometry import AxisOrder, Geometry
+from textseg.geometry import AxisOrder, Box, Geometry
 from textseg.inference import Segmenter, segment, understand_all
+from textseg.resample import resample
 from textseg.sliding import Answer
 from textseg.volume import Volume
 
@@ -247,6 +249,110 @@ def test_everything_can_be_saved_and_the_record_is_true(segmenter, bright, houns
     assert [prompt["voxels"] for prompt in record["prompts"]] == result.masks.sum(axis=(1, 2, 3)).tolist()
     assert record["model"]["plan"] == "tiny"
     assert record["seconds"] > 0
+
+
+# ---- several channels ----
+
+
+@pytest.fixture(scope="module")
+def pet_ct_segmenter(tmp_path_factory):
+    segmenter = Segmenter(write_pet_ct_model(tmp_path_factory.mktemp("models") / "pet_ct"), device="cpu")
+    segmenter.compute = Compute(torch.device("cpu"), torch.float32)
+    return segmenter
+
+
+@pytest.fixture
+def uptake(hounsfield):
+    """A PET of the same body: the bright block takes up most."""
+    voxels = np.where(hounsfield > -500, 1, 0).astype(np.float32)
+    voxels[BRIGHT] = 12
+    return voxels
+
+
+def test_channels_come_from_files_and_from_memory(pet_ct_segmenter, hounsfield, uptake, geometry, tmp_path):
+    ct = save_nifti(tmp_path / "ct.nii.gz", hounsfield, geometry)
+    pet = save_nifti(tmp_path / "pet.nii.gz", uptake, geometry)
+    from_files = pet_ct_segmenter([ct, str(pet)], "liver")
+    in_memory = pet_ct_segmenter([Volume(hounsfield, geometry), Volume(uptake, geometry)], "liver")
+    as_one = pet_ct_segmenter(Volume(np.stack([hounsfield, uptake]), geometry), "liver")
+    assert from_files.masks.any()
+    assert np.array_equal(from_files.masks, in_memory.masks)
+    assert np.array_equal(from_files.masks, as_one.masks)
+    # Both are looked at.
+    other = pet_ct_segmenter([Volume(hounsfield, geometry), Volume(uptake[::-1].copy(), geometry)], "liver")
+    assert not np.array_equal(from_files.masks, other.masks)
+
+
+def test_the_network_sees_every_channel_by_its_own_rule(
+    pet_ct_segmenter, bright, hounsfield, uptake, geometry
+):
+    result = pet_ct_segmenter([Volume(hounsfield, geometry), Volume(uptake, geometry)], "liver")
+    (image,) = bright.images
+    assert float(image[0].min()) == -4
+    assert float(image[1].max()) == pytest.approx((12 - 1) / 2, abs=0.3)
+    assert float(image[1].min()) == -0.5
+    assert (result.modality, result.modality_from) == ("ct", "plan")
+
+
+def test_a_channel_on_another_grid_is_brought_over_and_the_record_says_so(
+    pet_ct_segmenter, bright, hounsfield, uptake, geometry, tmp_path
+):
+    ct = save_nifti(tmp_path / "ct.nii.gz", hounsfield, geometry)
+    # The PET misses the first planes, has thicker ones, and is stored the other way round.
+    coarse = geometry.cropped(Box((3, 0, 0), geometry.shape)).with_spacing((2.9, 2.9, 4.0))
+    brought = resample(torch.from_numpy(uptake), geometry, coarse).numpy()
+    order = COPIES[1]
+    pet = save_nifti(tmp_path / "pet.nii.gz", order.apply(brought), coarse.reordered(order))
+    result = pet_ct_segmenter([ct, pet], ["liver"])
+    (image,) = bright.images
+    hot = [
+        torch.nonzero(channel > limit).float().mean(dim=0)
+        for channel, limit in zip(image, (2, 2.5), strict=True)
+    ]
+    assert torch.allclose(*hot, atol=0.7)
+    assert result.masks.shape == (1, *SHAPE)
+    scan = result.record()["scan"]
+    assert scan["files"] == [str(ct), str(pet)]
+    assert scan["shape"] == list(SHAPE)
+    first, second = scan["channels"]
+    assert first == {"name": "CT", "modality": "ct", "files": [str(ct)], "regridded": False}
+    assert (second["name"], second["modality"], second["files"]) == ("PET", "pet", [str(pet)])
+    assert second["regridded"]
+    assert second["covered"] == pytest.approx(27 / 30, abs=0.04)
+    assert second["own_grid"]["shape"] == list(coarse.reordered(order).shape)
+
+
+def test_a_record_of_one_channel_lists_no_channels(segmenter, bright, volume):
+    assert "channels" not in segmenter(volume, "liver").record()["scan"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_another_number_of_scans_is_refused_with_the_plans_channels(
+    pet_ct_segmenter, hounsfield, geometry, count
+):
+    with pytest.raises(PlanError, match=rf"takes 2 channel\(s\) \(CT, PET\), got {count}\."):
+        pet_ct_segmenter([Volume(hounsfield, geometry)] * count, "liver")
+
+
+@pytest.mark.parametrize(
+    ("own", "asked", "said"),
+    [
+        (("pet", "ct"), None, "for the channel 'CT' it got pet"),
+        ((None, "mr"), None, "'PET' it got mr"),
+        ((None, None), "mr", "'CT' it got mr"),
+    ],
+)
+def test_scans_in_another_order_are_refused_where_headers_tell(
+    pet_ct_segmenter, hounsfield, uptake, geometry, own, asked, said
+):
+    scans = [Volume(v, geometry, modality=m) for v, m in zip((hounsfield, uptake), own, strict=True)]
+    with pytest.raises(PlanError, match=said):
+        pet_ct_segmenter(scans, "liver", modality=asked)
+
+
+def test_no_scan_at_all_is_refused(segmenter):
+    with pytest.raises(ScanError, match="at least one file"):
+        segmenter([], "liver")
 
 
 # ---- what can go wrong ----

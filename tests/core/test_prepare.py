@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from itertools import permutations, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,13 +14,21 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
-from textseg.errors import PlanError
+from textseg.errors import PlanError, ScanError
 from textseg.geometry import AxisOrder, Box, Geometry
 from textseg.masks import above_threshold
 from textseg.models import plans_folder
 from textseg.plan import read_plan
-from textseg.prepare import OUTSIDE_LOGIT, Prepared, content_box, prepare, restore_mask, working_grid
-from textseg.volume import Volume
+from textseg.prepare import (
+    OUTSIDE_LOGIT,
+    Prepared,
+    content_box,
+    join_channels,
+    prepare,
+    restore_mask,
+    working_grid,
+)
+from textseg.volume import ScanFile, Volume
 
 ORDERS = [
     AxisOrder(axes, flips) for axes in permutations(range(3)) for flips in product((False, True), repeat=3)
@@ -198,6 +207,95 @@ def test_channels_share_the_crop_and_are_normalised_one_by_one(tilted):
     assert both.geometry == first.geometry
     assert torch.equal(both.image[0], first.image[0])
     assert both.image[1].std() == pytest.approx(float(both.image[0].std()), rel=0.05)
+
+
+def test_each_channel_is_normalised_by_the_rule_of_its_own_modality(tilted):
+    changes = {"channels": ("ct", "pet"), "channel_modalities": ("ct", "pet")}
+    plan = PLAN.model_copy(update=changes)
+    grid = Geometry((17, 19, 15), tilted)
+    ct, pet = body_ct(grid), np.random.default_rng(0).gamma(2, 2, grid.shape).astype(np.float32)
+    both = prepare(Volume(np.stack([ct, pet]), grid), plan, "ct", grid.spacing_mm)
+    alone = prepare(Volume(ct, grid), PLAN, "ct", grid.spacing_mm)
+    assert torch.equal(both.image[0], alone.image[0])
+    box = content_box(torch.from_numpy(ct), PLAN.intensity["ct"], grid, PLAN.margin_mm)
+    assert np.allclose(both.image[1].numpy(), (np.clip(pet, 0, 20)[box.slices] - 1) / 2, atol=1e-5)
+
+
+def test_a_channel_whose_modality_has_no_rule_is_refused(tilted):
+    changes = {"channels": ("ct", "pet"), "channel_modalities": ("ct", "pet")}
+    intensity = {name: rule for name, rule in PLAN.intensity.items() if name != "pet"}
+    plan = PLAN.model_copy(update=changes | {"intensity": intensity})
+    volume = Volume(np.zeros((2, 7, 9, 5)), Geometry((7, 9, 5), tilted))
+    with pytest.raises(PlanError, match="knows ct and mr, got pet"):
+        prepare(volume, plan, "ct", (1, 1, 1))
+
+
+# ---- channels of their own grids ----
+
+
+def two_files(grid, other):
+    """Two scans of one body, from files, each on a grid of its own."""
+    one, two = (
+        Volume(body_ct(each, seed), each, ScanFile((Path(f"{name}.nii"),), "nii", None, {"warnings": [name]}))
+        for each, seed, name in ((grid, 0, "first"), (other, 3, "second"))
+    )
+    return one, two
+
+
+def test_channels_on_one_grid_are_joined_as_they_are():
+    grid = oblique((20, 24, 18), (2, 2, 2))
+    # As much as rounding in a header moves a grid.
+    near = Geometry(grid.shape, np.diag([1 + 1e-6, 1, 1, 1]) @ grid.affine)
+    assert near != grid
+    first, second = two_files(grid, near)
+    joined, sources = join_channels([first, second])
+    assert np.array_equal(joined.voxels, np.stack([first.voxels[0], second.voxels[0]]))
+    assert joined.geometry == grid
+    assert [path.name for path in joined.file.paths] == ["first.nii", "second.nii"]
+    assert joined.file.details["warnings"] == ["first", "second"]
+    assert [source.regridded for source in sources] == [False, False]
+
+
+@pytest.mark.parametrize("order", [ORDERS[0], ORDERS[29]])
+def test_a_channel_on_another_grid_is_brought_to_the_same_place_in_the_world(order):
+    grid = oblique((40, 44, 30), (2, 1.5, 2.5))
+    # Shifted, turned the other way, coarser, and stored in another order of its axes.
+    other = oblique((36, 36, 40), (2.2, 2.2, 2), degrees=(-5, 4, -9)).reordered(order)
+    first, second = two_files(grid, other)
+    joined, sources = join_channels([first, second])
+    assert joined.voxels.shape == (2, *grid.shape)
+    bright = joined.voxels > 130
+    assert dice(bright[0], bright[1]) > 0.85
+    assert [source.regridded for source in sources] == [False, True]
+    assert sources[1].geometry == other
+    assert 0.7 < sources[1].covered < 1
+    assert np.array_equal(first.voxels, joined.voxels[:1])
+
+
+def test_where_a_channel_does_not_reach_it_has_its_lowest_value():
+    grid = oblique((40, 44, 30), (2, 2, 2))
+    upper = grid.cropped(Box((0, 0, 15), (40, 44, 30)))
+    joined, (_, source) = join_channels(two_files(grid, upper))
+    assert source.covered == pytest.approx(0.5)
+    assert (joined.voxels[1, :, :, :15] == joined.voxels[1].min()).all()
+    assert np.array_equal(joined.voxels[1, :, :, 15:], body_ct(upper, 3))
+
+
+def test_channels_that_do_not_overlap_are_refused():
+    grid = oblique((20, 24, 18), (2, 2, 2))
+    far = Geometry(
+        grid.shape, np.array([[1, 0, 0, 500], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]) @ grid.affine
+    )
+    with pytest.raises(ScanError, match=r"second\.nii and first\.nii do not overlap"):
+        join_channels(two_files(grid, far))
+
+
+def test_one_scan_stays_what_it_is():
+    grid = oblique((20, 24, 18), (2, 2, 2))
+    volume = Volume(body_ct(grid), grid)
+    joined, sources = join_channels([volume])
+    assert joined is volume
+    assert [source.files for source in sources] == [()]
 
 
 # ---- and back ----
