@@ -44,7 +44,8 @@ class NetworkPlan(Part):
     """Numbers of the network; every width is `width`, the one dial, times a ratio.
 
     `strides[i]` is the step from stage i - 1 to stage i, so the first is always (1, 1, 1). `kernels[i]` is
-    that of the convolutions of stage i, of the encoder and the decoder; null is 3 × 3 × 3 everywhere.
+    that of the convolutions of stage i, of the encoder and the decoder; null is 3 × 3 × 3 everywhere. With
+    `marks_in_query` what lies under points, boxes and scribbles becomes part of a prompt's query.
     """
 
     width: int = Field(gt=0, multiple_of=8)
@@ -60,6 +61,7 @@ class NetworkPlan(Part):
     dynamic_maps: int = Field(gt=0)
     prompt_channels: tuple[PositiveInt, ...]
     spatial_channels: int = Field(gt=0)
+    marks_in_query: bool = False
 
     @model_validator(mode="after")
     def stages_agree(self) -> NetworkPlan:
@@ -178,6 +180,17 @@ class TrainingPlan(Part):
     """The weight of that loss at half the size, a quarter …"""
     stranger_fraction: float = Field(ge=0, lt=1)
     """How often a patch is seen at the voxel size of another part of the body and asked for that part."""
+    neighbour_fraction: float = Field(default=0, ge=0, le=1)
+    """How often neighbours, and findings of what a patch shows, are denied before other absent things."""
+    mirror_fraction: float = Field(default=0, ge=0, le=1)
+    """How often a patch is mirrored, left and right swapped in its labels and in their words."""
+    low_resolution_fraction: float = Field(default=0, ge=0, le=1)
+    """How often a channel is changed so, here and below; see `textseg.train.augment`."""
+    blur_fraction: float = Field(default=0, ge=0, le=1)
+    noise_fraction: float = Field(default=0, ge=0, le=1)
+    contrast_fraction: float = Field(default=0, ge=0, le=1)
+    gamma_fraction: float = Field(default=0, ge=0, le=1)
+    artefact_fraction: float = Field(default=0, ge=0, le=1)
 
 
 class Plan(Part):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from textseg.network.mask_decoder import DecoderTrunk, PromptDecoder
+from textseg.network.spatial_prompts import pyramid_of
 
 SIZES = [(16, 24, 8), (8, 12, 8), (4, 6, 4)]
 
@@ -114,16 +115,16 @@ def test_a_coarser_scale_speaks_to_the_finer_ones_only(decoder, trunk, queries):
 
 
 def test_untrained_spatial_prompts_change_nothing(decoder, trunk, queries, plan):
-    for ours, theirs in zip(
-        decoder(trunk, queries, clicked(plan)), decoder(trunk, queries, None), strict=True
-    ):
+    for ours, theirs in zip(decoder(trunk, queries, marks(plan)), decoder(trunk, queries, None), strict=True):
         assert torch.equal(ours, theirs)
 
 
 def test_empty_maps_are_as_good_as_none(decoder, trunk, queries, plan):
     learnt(decoder)
     for ours, theirs in zip(
-        decoder(trunk, queries, torch.zeros_like(clicked(plan))), decoder(trunk, queries, None), strict=True
+        decoder(trunk, queries, [torch.zeros_like(maps) for maps in marks(plan)]),
+        decoder(trunk, queries, None),
+        strict=True,
     ):
         assert torch.equal(ours, theirs)
 
@@ -135,7 +136,7 @@ def test_a_click_changes_its_own_prompt_at_every_scale_and_no_other(
 ):
     learnt(decoder)
     before = decoder(trunk, queries, None)
-    after = decoder(trunk, queries, clicked(plan, voxel, channel))
+    after = decoder(trunk, queries, marks(plan, voxel, channel))
     for ours, theirs in zip(after, before, strict=True):
         change = (ours - theirs).abs().amax(dim=(2, 3, 4))
         assert change[0, 1] > 1e-4
@@ -143,18 +144,17 @@ def test_a_click_changes_its_own_prompt_at_every_scale_and_no_other(
         assert change.max() == 0
 
 
-def test_a_single_clicked_voxel_survives_to_the_coarsest_scale(decoder, plan):
-    pyramid = decoder._spatial_pyramid(clicked(plan))
-    # Prompts and images are one axis here: the second prompt of the first image is row 1.
+def test_a_single_clicked_voxel_survives_to_the_coarsest_scale(plan):
+    pyramid = pyramid_of(clicked(plan), plan.network.strides)
     places = [torch.nonzero(maps).tolist() for maps in pyramid]
-    assert places == [[[1, 1, 9, 17, 5]], [[1, 1, 4, 8, 5]], [[1, 1, 2, 4, 2]]]
+    assert places == [[[0, 1, 1, 9, 17, 5]], [[0, 1, 1, 4, 8, 5]], [[0, 1, 1, 2, 4, 2]]]
     assert [float(maps.max()) for maps in pyramid] == [1, 1, 1]
 
 
 def test_a_click_changes_most_where_it_is(decoder, trunk, queries, plan):
     learnt(decoder)
     before = decoder(trunk, queries, None)[0][0, 1]
-    after = decoder(trunk, queries, clicked(plan))[0][0, 1]
+    after = decoder(trunk, queries, marks(plan))[0][0, 1]
     change = (after - before).abs()
     near = change[7:12, 15:20, 3:8].mean()
     far = change[:4, :8].mean()
@@ -165,3 +165,7 @@ def learnt(decoder):
     torch.manual_seed(1)
     for scale in decoder.scales:
         nn.init.normal_(scale.spatial.weight, std=0.5)
+
+
+def marks(plan, *where):
+    return pyramid_of(clicked(plan, *where), plan.network.strides)

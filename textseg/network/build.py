@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from textseg.network.image_encoder import ImageEncoder
 from textseg.network.mask_decoder import DecoderTrunk, PromptDecoder
+from textseg.network.spatial_prompts import SpatialQuery, pyramid_of
 from textseg.network.text_fusion import TextFusion
 from textseg.plan import Plan, Triple
 
@@ -56,6 +57,7 @@ class TextPromptedNetwork(nn.Module):
         self.trunk = DecoderTrunk(plan.network)
         self.fusion = TextFusion(plan.network)
         self.decoder = PromptDecoder(plan.network)
+        self.marks = SpatialQuery(plan.network) if plan.network.marks_in_query else None
 
     def encode(self, image: Tensor) -> Features:
         """image (batch, channels, x, y, z), each size a multiple of `total_stride`."""
@@ -73,8 +75,10 @@ class TextPromptedNetwork(nn.Module):
                 previous mask at the image's size, or None.
         """
         batch = features.coarsest.shape[0]
-        queries, presence = self.fusion(self._text(text, spatial, batch), features.coarsest)
-        logits = self.decoder(features.trunk, queries, spatial)
+        pyramid = None if spatial is None else pyramid_of(spatial, self.decoder.strides)
+        marked = None if pyramid is None or self.marks is None else self.marks(features.trunk, pyramid)
+        queries, presence = self.fusion(self._text(text, spatial, batch), features.coarsest, marked)
+        logits = self.decoder(features.trunk, queries, pyramid)
         return Decoded(tuple(logits), presence)
 
     def share(self, features: Features, text: Tensor, stages: Sequence[int]) -> Decoded:

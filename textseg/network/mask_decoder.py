@@ -106,30 +106,21 @@ class PromptDecoder(nn.Module):
         self.strides: tuple[Triple, ...] = plan.strides
         self.scales = nn.ModuleList(PromptScale(plan, stage) for stage in range(len(plan.widths)))
 
-    def forward(self, trunk: Sequence[Tensor], queries: Tensor, spatial: Tensor | None) -> list[Tensor]:
-        """queries (batch, prompts, width); spatial (batch, prompts, its channels, x, y, z) at full size."""
-        pyramid = self._spatial_pyramid(spatial)
+    def forward(
+        self, trunk: Sequence[Tensor], queries: Tensor, spatial: Sequence[Tensor] | None
+    ) -> list[Tensor]:
+        """queries (batch, prompts, width); spatial at every scale (batch, prompts, its channels, x, y, z)."""
         hidden: Tensor | None = None
         logits: list[Tensor] = []
         for stage in reversed(range(len(self.scales))):
-            hidden, logit = self.scales[stage](trunk[stage], queries, hidden, pyramid[stage])
+            marks = None if spatial is None else spatial[stage].flatten(0, 1)
+            hidden, logit = self.scales[stage](trunk[stage], queries, hidden, marks)
             logits.insert(0, logit)
         return logits
 
     def share(self, trunk: Sequence[Tensor], queries: Tensor, stages: Sequence[int]) -> list[Tensor]:
         """Logits (batch, prompts, x, y, z) at some scales from the trunk alone, cheap for many prompts."""
         return [self.scales[stage].direct(trunk[stage], queries) for stage in stages]  # type: ignore[operator]
-
-    def _spatial_pyramid(self, spatial: Tensor | None) -> list[Tensor | None]:
-        """The spatial prompts at every scale; max-pooled, so that a single clicked voxel is never lost."""
-        if spatial is None:
-            return [None] * len(self.scales)
-        x = spatial.flatten(0, 1)
-        pyramid: list[Tensor | None] = []
-        for stride in self.strides:
-            x = nn.functional.max_pool3d(x, stride, stride) if stride != (1, 1, 1) else x
-            pyramid.append(x)
-        return pyramid
 
 
 def _resized(x: Tensor, shape: torch.Size) -> Tensor:

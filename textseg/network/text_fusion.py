@@ -57,8 +57,11 @@ class TextFusion(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.presence = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
-    def forward(self, text: Tensor, coarsest: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, text: Tensor, coarsest: Tensor, marked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """text (batch, prompts, text width), coarsest (batch, channels, x, y, z).
+
+        Args:
+            marked: (batch, prompts, width) what lies under a prompt's marks, see `SpatialQuery`.
 
         Returns:
             queries (batch, prompts, width) and presence logits (batch, prompts).
@@ -66,6 +69,8 @@ class TextFusion(nn.Module):
         tokens = self.norm_image(self.project_image(coarsest.flatten(2).transpose(1, 2)))
         positions = wave_positions(coarsest.shape[2:], tokens.shape[-1]).to(tokens)
         queries = self.project_text(text * self.text_scale)
+        if marked is not None:
+            queries = queries + marked
         for layer in self.layers:
             queries = layer(queries, tokens, positions)
         queries = self.norm(queries)
