@@ -224,6 +224,29 @@ def test_directions_that_differ_by_rounding_are_one(voxels, tilted, write_series
     assert np.array_equal(read_dicom_seg(tmp_path / "seg.dcm", scan.geometry).masks, masks)
 
 
+def test_an_anonymised_series_still_has_images_to_refer_to(voxels, tilted, write_series, tmp_path):
+    """As shared archives give them out: the only names left are in the file's own header."""
+    blank = dict.fromkeys(("SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "SOPClassUID"), "")
+    paths = write_series(voxels, tilted)
+    for path in paths:
+        change_blank(path, blank)
+    scan = read_scan(paths[0].parent)
+    masks = written(tmp_path / "seg.dcm", scan)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert np.array_equal(read_dicom_seg(tmp_path / "seg.dcm", scan.geometry).masks, masks)
+    listed = [one.ReferencedSOPInstanceUID for one in seg.SourceImageSequence]
+    assert listed == [pydicom.dcmread(path).file_meta.MediaStorageSOPInstanceUID for path in paths]
+    assert seg.StudyInstanceUID.is_valid
+    assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID.is_valid
+
+
+def change_blank(path, tags):
+    dataset = pydicom.dcmread(path)
+    for keyword, value in tags.items():
+        setattr(dataset, keyword, value)
+    pydicom.dcmwrite(path, dataset)
+
+
 # ---- refusals ----
 
 

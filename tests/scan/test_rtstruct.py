@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from pydicom.uid import ExplicitVRLittleEndian
 from scipy.ndimage import label
 
 from textseg.errors import OutputError, ScanError
@@ -184,8 +185,32 @@ def test_a_ring_is_one_contour_with_a_channel_of_no_width(scan, tmp_path):
     dataset = written(tmp_path / "rt.dcm", scan, masks, (RING,))
     (contour,) = dataset.ROIContourSequence[0].ContourSequence
     points = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
-    twice = len(points) - len(np.unique(points, axis=0))
-    assert twice == 2
+    assert len(points) - len(np.unique(points, axis=0)) == 2
+
+
+def test_outer_and_inner_outlines_run_in_opposite_directions():
+    """For readers that tell holes by the direction in which they run."""
+    x, y = np.indices((25, 30))
+    away = np.hypot(x - 12, y - 13)
+    (outline,) = outlines((away <= 9) & (away > 5))
+    after = np.roll(outline, -1, axis=0)
+    area = abs((outline[:, 0] * after[:, 1] - outline[:, 1] * after[:, 0]).sum()) / 2
+    assert area == pytest.approx(np.pi * (81 - 25), rel=0.05)
+
+
+def test_a_contour_of_more_than_64_kib_comes_back(write_series, tmp_path):
+    """Explicit value representations have no room for it: it would come back as bytes of unknown kind."""
+    shape = (64, 50, 2)
+    values = np.arange(np.prod(shape), dtype=np.int16).reshape(shape)
+    scan = read_scan(write_series(values, np.eye(4))[0].parent)
+    x, y, _ = np.indices(shape)
+    masks = ((x % 2 == 0) | (y % 2 == 0))[None]
+    dataset = written(tmp_path / "rt.dcm", scan, masks, (LIVER,))
+    assert np.array_equal(read_rtstruct(tmp_path / "rt.dcm", scan.geometry).masks, masks)
+    assert dataset.ROIContourSequence[0].ContourSequence[0].NumberOfContourPoints > 0xFFFF / 16
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.save_as(tmp_path / "explicit.dcm", implicit_vr=False, little_endian=True)
+    assert np.array_equal(read_rtstruct(tmp_path / "explicit.dcm", scan.geometry).masks, masks)
 
 
 def test_names_codes_and_the_patient_are_there(tilted, write_series, tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.spatial import cKDTree
+from scipy.spatial.distance import cdist
 
 from textseg.errors import OutputError
 from textseg.geometry import Floats
@@ -28,7 +28,8 @@ def outlines(plane: Bools) -> Iterator[Floats]:
     for part, place in enumerate(ndimage.find_objects(parts, count), start=1):
         corner = np.array([axis.start for axis in place], dtype=np.float64) - 1
         rings = [ring[:-1] for ring in find_contours(np.pad(parts[place] == part, 1).astype(float), 0.5)]
-        rings.sort(key=lambda ring: -abs(_area(ring)))
+        # The outer one begins before those within.
+        rings.sort(key=lambda ring: float(ring[:, 0].min()))
         outline = rings[0]
         for hole in rings[1:]:
             outline = _with_keyhole(outline, hole)
@@ -45,21 +46,13 @@ def _find_contours() -> Any:
         ) from error
 
 
-def _area(ring: Floats) -> float:
-    x, y = ring.T
-    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
-
-
 def _with_keyhole(outline: Floats, hole: Floats) -> Floats:
     """The outline led into the hole where they are nearest, around it and out by the same way.
 
     The channel is passed twice in opposite directions, so it changes no area even where it crosses another.
+    Outline and hole run around in opposite directions, as find_contours has the mask on one side of both.
     """
-    distances, nearest = cKDTree(outline).query(hole)
-    inner = int(distances.argmin())
-    outer = int(nearest[inner])
-    if _area(outline) * _area(hole) > 0:
-        hole, inner = hole[::-1], len(hole) - 1 - inner
+    inner, outer = np.unravel_index(cdist(hole, outline).argmin(), (len(hole), len(outline)))
     around = np.concatenate([hole[inner:], hole[: inner + 1]])
     return np.concatenate([outline[: outer + 1], around, outline[outer:]])
 

@@ -131,7 +131,7 @@ def check_masks(masks: Bools, segments: Sequence[Segment], scan: Volume) -> None
         )
 
 
-def source_images(scan: Volume) -> list[Dataset]:
+def source_images(scan: Volume) -> dict[Path, Dataset]:
     """The whole headers of a DICOM scan's files, without pixels: its slices' in the order of z, or the one of
     a multi-frame scan; of a scan whose slices were interpolated, those of the series.
 
@@ -143,30 +143,35 @@ def source_images(scan: Volume) -> list[Dataset]:
     """
     assert scan.file is not None
     source: DicomSource = scan.file.header
-    paths = list(dict.fromkeys(one.path for one in source.slices)) or _files_of_series(
-        scan.file.paths[0], source
-    )
-    images = [_header(path) for path in paths]
-    first = images[0]
-    series = str(first.get("SeriesInstanceUID") or scan.file.details.get("series_uid"))
-    for image in images:
+    paths = [one.path for one in source.slices] or _files_of_series(scan.file.paths[0], source)
+    images = {path: _header(path) for path in dict.fromkeys(paths)}
+    first = next(iter(images.values()))
+    uids = {
+        name: _uid(name, first) for name in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+    }
+    for image in images.values():
         for name in INHERITED:
             if name not in image:
                 setattr(image, name, None if name.endswith(("Date", "Time")) else "")
-        image.SeriesInstanceUID = series
-        image.StudyInstanceUID = first.get("StudyInstanceUID") or generate_uid(entropy_srcs=["study", series])
-        image.FrameOfReferenceUID = first.get("FrameOfReferenceUID") or generate_uid(
-            entropy_srcs=["frame of reference", series]
-        )
-        if "ImageOrientationPatient" in first:
-            image.ImageOrientationPatient = first.ImageOrientationPatient
-            image.PixelSpacing = first.PixelSpacing
+        for name, uid in uids.items():
+            setattr(image, name, uid)
+        for name in ("ImageOrientationPatient", "PixelSpacing"):
+            if name in first:
+                setattr(image, name, first[name].value)
     return images
+
+
+def _uid(name: str, image: Dataset) -> str:
+    """The image's own, or where an anonymised one has none, one that follows from its instance."""
+    return str(image.get(name) or generate_uid(entropy_srcs=[name, str(image.SOPInstanceUID)]))
 
 
 def _files_of_series(path: Path, source: DicomSource) -> list[Path]:
     series = source.header.get("SeriesInstanceUID")
-    return [file for file, header in dicom_headers(path) if header.get("SeriesInstanceUID") == series]
+    files = [file for file, header in dicom_headers(path) if header.get("SeriesInstanceUID") == series]
+    if not files:
+        raise OutputError(f"The scan's own files can't be found any more in {path}. Were they moved?")
+    return files
 
 
 def _header(path: Path) -> Dataset:
@@ -178,7 +183,11 @@ def _header(path: Path) -> Dataset:
             header.decode()
     except (OSError, ValueError, EOFError, NotImplementedError) as error:
         raise OutputError(f"The scan's own file {path} can't be read any more: {error}.") from error
-    if not header.get("SOPInstanceUID") or not header.get("SOPClassUID"):
+    for name in ("SOPClassUID", "SOPInstanceUID"):
+        # Anonymised files may have it in the file's own header alone.
+        if not header.get(name):
+            setattr(header, name, header.file_meta.get(f"MediaStorage{name}", ""))
+    if not header.SOPInstanceUID or not header.SOPClassUID:
         raise OutputError(
             f"An image must have an SOP class and instance to be referred to, but {path} has none. "
             "Write NIfTI or NRRD instead."

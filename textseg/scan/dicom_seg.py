@@ -68,7 +68,7 @@ def write_dicom_seg(
     """
     check_masks(masks, segments, scan)
     seg = _highdicom()
-    images = source_images(scan)
+    images = list(source_images(scan).values())
     enhanced = "PerFrameFunctionalGroupsSequence" in images[0]
     if enhanced:
         if len(images) > 1:
@@ -140,7 +140,7 @@ def read_dicom_seg(path: Path, grid: Geometry | None = None) -> NamedMasks:
     # Decoders raise whatever they like on damaged data.
     except Exception as error:
         raise ScanError(
-            f"A DICOM SEG must be whole and have segments, but {path} can't be read: {error}."
+            f"A DICOM SEG must be whole and have segments, but {path} can't be read: {str(error)[:100]}."
         ) from error
     if not frames or len(frames) != len(pixels):
         raise ScanError(f"Every frame of a DICOM SEG must have a place in the patient, but not in {path}.")

@@ -11,14 +11,16 @@ those that take their exclusive or, which CLOSEDPLANAR_XOR and bare inner contou
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pydicom
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.tag import Tag
+from pydicom.uid import PYDICOM_IMPLEMENTATION_UID, ImplicitVRLittleEndian, RTStructureSetStorage
 
 from textseg.errors import ScanError
 from textseg.geometry import Floats, Geometry
@@ -50,6 +52,7 @@ COLOURS = ((255, 96, 64), (64, 190, 255), (250, 225, 60), (40, 205, 130), (240, 
 DECIMALS = 4
 # How far contours may lie from the middle of a slice, in slices.
 OFF_SLICE = 0.45
+CONTOUR_DATA = Tag("ContourData")
 STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"
 
 
@@ -73,13 +76,14 @@ def write_rtstruct(
         OSError: it can't be written.
     """
     check_masks(masks, segments, scan)
-    images = source_images(scan)
+    sources = source_images(scan)
+    images = list(sources.values())
     dataset = _structure_set(images, masks, segments, scan, model)
     frame_uid = images[0].FrameOfReferenceUID
     dataset.ReferencedFrameOfReferenceSequence = [_reference(images)]
     numbered = list(enumerate(segments, start=1))
     dataset.StructureSetROISequence = [_structure(n, segment, frame_uid, model) for n, segment in numbered]
-    slices = _image_references(images, scan)
+    slices = _image_references(sources, scan)
     dataset.ROIContourSequence = [
         _contours(number, mask, scan.geometry, slices) for number, mask in enumerate(masks, start=1)
     ]
@@ -114,7 +118,7 @@ def read_rtstruct(path: Path, grid: Geometry) -> NamedMasks:
             }
     except (AttributeError, ValueError, TypeError, KeyError, EOFError, OSError) as error:
         raise ScanError(
-            f"An RTSTRUCT must be whole and have structures, but {path} can't be read: {error}."
+            f"An RTSTRUCT must be whole and have structures, but {path} can't be read: {str(error)[:100]}."
         ) from error
     masks = np.zeros((len(names), *grid.shape), dtype=bool)
     for mask, number in zip(masks, names, strict=True):
@@ -133,7 +137,8 @@ def _structure_set(
     """The file with all that says whose it is, but without structures."""
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    # Explicit has no room for a contour of more than 64 KiB.
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     dataset.file_meta.ImplementationClassUID = PYDICOM_IMPLEMENTATION_UID
     dataset.SpecificCharacterSet = UTF_8
     for name in INHERITED:
@@ -180,17 +185,15 @@ def _image_item(image: Dataset, frame: int | None = None) -> Dataset:
     return item
 
 
-def _image_references(images: Sequence[Dataset], scan: Volume) -> list[list[Dataset]]:
+def _image_references(images: Mapping[Path, Dataset], scan: Volume) -> list[list[Dataset]]:
     """For each slice the image in which it lies; none where slices were interpolated."""
     assert scan.file is not None
     slices = scan.file.header.slices
     if not slices:
         return [[]] * scan.geometry.shape[2]
-    by_uid = {str(image.SOPInstanceUID): image for image in images}
     return [
-        [_image_item(image, one.frame if "NumberOfFrames" in image else None)]
+        [_image_item(images[one.path], one.frame if "NumberOfFrames" in images[one.path] else None)]
         for one in slices
-        for image in [by_uid[one.sop_instance_uid]]
     ]
 
 
@@ -238,7 +241,10 @@ def _contour(number: int, points_lps: Floats, images: Sequence[Dataset]) -> Data
     item.ContourGeometricType = "CLOSED_PLANAR"
     item.NumberOfContourPoints = len(points_lps)
     item.ContourNumber = number
-    item.ContourData = [f"{mm:.{DECIMALS}f}" for mm in points_lps.ravel()]
+    text = "\\".join(f"{mm:.{DECIMALS}f}" for mm in points_lps.ravel())
+    data = text.encode() + b" " * (len(text) % 2)
+    # As bytes: pydicom takes longer to check a million numbers than all the rest does.
+    item[CONTOUR_DATA] = RawDataElement(CONTOUR_DATA, "DS", len(data), data, 0, True, True)
     return item
 
 
@@ -248,7 +254,10 @@ def _contour(number: int, points_lps: Floats, images: Sequence[Dataset]) -> Data
 def _closed_contours(structure: Dataset) -> Iterator[Floats]:
     """(points, 3) mm, LPS, of the contours that enclose something."""
     for contour in structure.get("ContourSequence", ()):
-        points = np.array(contour.ContourData, dtype=np.float64).reshape(-1, 3)
+        data = contour.ContourData
+        # A long contour in a file with explicit value representations lost its own (CP-1066).
+        numbers = data.decode().split("\\") if isinstance(data, bytes) else data
+        points = np.array(numbers, dtype=np.float64).reshape(-1, 3)
         if str(contour.ContourGeometricType).startswith("CLOSED") and len(points) > 2:
             yield points
 
