@@ -19,6 +19,7 @@ from textseg_cli.output import Screen, show_library_warnings
 from textseg_cli.plan import plan
 from textseg_cli.predict import predict
 from textseg_cli.pretrain import pretrain
+from textseg_cli.probe import probe
 from textseg_cli.score import score
 from textseg_cli.train import train
 from textseg_cli.weights import weights
@@ -37,6 +38,7 @@ app.add_typer(models, name="models")
 app.add_typer(weights, name="weights")
 app.command()(convert)
 app.command()(score)
+app.command()(probe)
 app.add_typer(plan, name="plan")
 app.command()(train)
 app.command()(finetune)

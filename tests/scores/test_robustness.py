@@ -92,7 +92,7 @@ def test_masks_of_what_is_not_there_are_false_alarms(torso: Scene) -> None:
         "left hippocampus": "of another region",
         "right caudate nucleus": "of another region",
         "cerebellum": "of another region",
-        "left eyeball": "of another region",
+        "left thalamus": "of another region",
     }
     assert {each.drop for each in found} == {1}
     liver_ml = 8 * 8 * 9 * torso.volume.geometry.voxel_volume_mm3 / 1000

@@ -21,7 +21,7 @@ FEWEST_VOXELS = 10
 # What can't be in a scan whose labels are all of one region. Torso scans of whole bodies show a brain: those
 # that are longer are not asked.
 FAR_FROM_HEAD = ("liver", "spleen", "left kidney", "urinary bladder")
-FAR_FROM_TORSO = ("left hippocampus", "right caudate nucleus", "cerebellum", "left eyeball")
+FAR_FROM_TORSO = ("left hippocampus", "right caudate nucleus", "cerebellum", "left thalamus")
 HEAD_GROUPS = frozenset({"brain", "hippocampus", "head_neck"})
 TORSO_GROUPS = frozenset({"torso", "limbs"})
 LONGEST_TORSO_MM = 800.0
