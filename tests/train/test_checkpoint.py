@@ -119,6 +119,14 @@ def test_best_weights_that_are_not_in_memory_order_are_kept(tmp_path):
     assert torch.equal(target.weight, network.weight)
 
 
+@pytest.mark.parametrize("size", [0, 100])
+def test_best_weights_that_are_damaged_are_told(tmp_path, size):
+    keep_if_best(tmp_path, learner(1).averaged, Best(5, 0.5))
+    (tmp_path / BEST_FILE).write_bytes((tmp_path / BEST_FILE).read_bytes()[:size])
+    with pytest.raises(ModelError, match="best weights"):
+        find_best(tmp_path)
+
+
 def test_best_weights_of_another_network_are_refused(tmp_path):
     keep_if_best(tmp_path, learner(1).averaged, Best(5, 0.5))
     with pytest.raises(ModelError, match="fit"):

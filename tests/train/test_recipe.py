@@ -6,16 +6,19 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.tiny_model import write_tiny_model
 from textseg.device import Compute
 from textseg.errors import DatasetError
 from textseg.models import CARD_FILE, find_model
-from textseg.network.weights import load_network
+from textseg.network.weights import NETWORK_FILE, load_network
 from textseg.train.card import SCORES_FILE
 from textseg.train.cases import write_case, write_index
-from textseg.train.checkpoint import STATE_FILE
+from textseg.train.checkpoint import STATE_FILE, Best
+from textseg.train.export import RunPlaces, export_run, keep_beside
 from textseg.train.recipe import INTRODUCTION_FILE, make_stream, run_recipe, save_model, write_scored_card
+from textseg.train.validation import Verdict
 
 CPU = torch.device("cpu")
 
@@ -94,6 +97,30 @@ def test_a_validated_recipe_gives_its_best_weights_and_the_card_says_which(
     assert f"average of step {trained.best.step} of 3" in (model / CARD_FILE).read_text(encoding="utf-8")
     facts = json.loads((model / SCORES_FILE).read_text(encoding="utf-8"))["facts"]
     assert (facts["best_step"], facts["validation_dice"]) == (trained.best.step, trained.best.dice)
+
+
+def test_the_best_weights_are_exported(tmp_path, model, arrays, with_training, lexicon, monkeypatch):
+    class Falling:
+        """In place of the held-back regions: each network is worse than the one before."""
+
+        regions = (None,)
+
+        def __init__(self, *_):
+            self.left = iter((0.9, 0.4, 0.2))
+
+        def __call__(self, network):
+            return Verdict(next(self.left), ())
+
+    monkeypatch.setattr("textseg.train.recipe.HeldBack", Falling)
+    plan = with_training(steps=3, prompts_per_sample=2, validate_every=1)
+    places = RunPlaces(tmp_path / "model", tmp_path / "run", arrays, model)
+    keep_beside(places)
+    trained = run_recipe(plan, model, arrays, places.run, lexicon, CPU, workers=0)
+    assert trained.best == Best(1, 0.9)
+    assert export_run(places.run, places.model, float32=True) == 3
+    exported = load_file(places.model / NETWORK_FILE)
+    for name, weights in trained.network.state_dict().items():
+        assert torch.equal(exported[name], weights)
 
 
 def test_a_recipe_without_held_back_cases_gives_its_last_average(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
@@ -106,13 +106,23 @@ def keep_if_best(run: Path, averaged: nn.Module, best: Best) -> None:
 
 
 def find_best(run: Path) -> Best | None:
-    """What the run's best weights reached; None before the first validation."""
+    """What the run's best weights reached; None before the first validation.
+
+    Raises:
+        ModelError: the file is damaged.
+    """
     path = run / BEST_FILE
     if not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        facts = file.metadata()
-    return Best(int(facts["step"]), float(facts["dice"]))
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = file.metadata()
+        return Best(int(facts["step"]), float(facts["dice"]))
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"A run's best weights know their step and Dice, but {path} can't be read ({error}). "
+            "Without this file the run goes on, and the next validation writes it again."
+        ) from error
 
 
 def load_best(run: Path, averaged: nn.Module) -> Best | None:

@@ -97,6 +97,13 @@ class World:
 ALONE = World()
 
 
+def here(device: torch.device) -> World:
+    """The world that this process has joined; alone in one where it has joined none."""
+    if dist.is_available() and dist.is_initialized():
+        return World(dist.get_rank(), dist.get_world_size(), device)
+    return World(device=device)
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[World]:
     """The world of the processes that torchrun started, or of this one alone; over gloo on CPUs, else nccl.
@@ -114,7 +121,7 @@ def joined(device: torch.device) -> Iterator[World]:
         _take_gpu(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT)
     try:
-        yield World(dist.get_rank(), dist.get_world_size(), device)
+        yield here(device)
     finally:
         dist.destroy_process_group()
 

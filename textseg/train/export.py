@@ -27,10 +27,12 @@ from textseg.network.build import TextPromptedNetwork, build_network
 from textseg.network.weights import NETWORK_FILE, file_hash
 from textseg.plan import PLAN_FILE, Plan, read_plan, write_plan
 from textseg.prompts import Lexicon
+from textseg.safe_loading import load_safetensors
 from textseg.train.card import SCORES_FILE
 from textseg.train.cases import CaseFacts, Target, Words, read_index, read_words
+from textseg.train.checkpoint import BEST_FILE, STATE_FILE, find_best
 from textseg.train.finetune import add_low_rank, merge_low_rank
-from textseg.train.loop import STATE_FILE, Trained
+from textseg.train.loop import Trained
 from textseg.train.recipe import save_model, write_scored_card
 
 TAUGHT_FILE = "taught.json"
@@ -130,10 +132,10 @@ def write_trained(
 
 
 def export_run(run: Path, model: Path, *, float32: bool = False, overwrite: bool = False) -> int:
-    """Make a model's folder from a run that has ended or was stopped; gives the step of its weights.
+    """Make a model's folder from a run that has ended or was stopped; gives the steps that it has done.
 
-    The weights are the run's average. The card is the run's where it was scored at this step; else it says
-    that nothing was measured.
+    The weights are the run's best average where it was validated, else its last one. The card is the run's
+    where it was scored after these steps; else it says that nothing was measured.
 
     Args:
         float32: keep the weights as they were trained; else they are rounded to float16, half as large.
@@ -245,7 +247,7 @@ def _is_written_by(run: Path, model: Path) -> bool:
 
 
 def _state(run: Path) -> tuple[Plan, dict[str, Tensor], int]:
-    """A run's plan, its averaged weights and their step."""
+    """A run's plan, its best averaged weights or, without validation, its last ones, and its steps."""
     for name in (PLAN_FILE, STATE_FILE):
         if not (run / name).is_file():
             hint = f" Did you mean {run}.run?" if Path(f"{run}.run").is_dir() else ""
@@ -254,7 +256,8 @@ def _state(run: Path) -> tuple[Plan, dict[str, Tensor], int]:
             )
     try:
         state = torch.load(run / STATE_FILE, map_location="cpu", weights_only=True)
-        return read_plan(run), state["averaged"], int(state["step"])
+        weights = load_safetensors(run / BEST_FILE) if find_best(run) else state["averaged"]
+        return read_plan(run), weights, int(state["step"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise DatasetError(

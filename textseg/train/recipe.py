@@ -19,7 +19,7 @@ from textseg.plan import PLAN_FILE, Plan, read_plan, write_plan
 from textseg.prompts import Lexicon
 from textseg.train.card import write_card
 from textseg.train.cases import read_index, read_place, read_words
-from textseg.train.distributed import ALONE, World
+from textseg.train.distributed import here
 from textseg.train.evaluate import Score, evaluate
 from textseg.train.loop import Beginning, SampleStream, Step, Trained, fresh, number_type, train
 from textseg.train.sampling import PatchSampler
@@ -53,12 +53,12 @@ def run_recipe(
     begin: Callable[[Plan], Beginning] = fresh,
     minutes: float = math.inf,
     workers: int = 1,
-    world: World = ALONE,
     report: Callable[[Step], None] = lambda step: None,
 ) -> Trained:
     """Train the plan's network on gathered arrays, or go on from where `run` stopped.
 
     Where the plan says so, the network is scored on held-back cases while it learns, and the best comes out.
+    Processes that have joined one world (`textseg.train.distributed`) call this together and see one `run`.
 
     Args:
         plan: with its training section, which is the recipe.
@@ -68,11 +68,12 @@ def run_recipe(
         begin: what the run begins with: fresh weights, or trained ones to go on from.
         minutes: stop after this long.
         workers: processes that draw samples, for each that trains.
-        world: the processes that train together; all of them see the same folders.
+        report: called after every step, in the first process.
 
     Raises:
         DatasetError: the run was begun with another plan, or its arrays hold nothing that the plan trains on.
     """
+    world = here(device)
     with world.first_goes_first():
         _keep_plan(plan, run)
     stream = make_stream(plan, model, arrays, lexicon)
