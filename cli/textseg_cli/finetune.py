@@ -12,9 +12,9 @@ import typer
 
 from textseg_cli.encoder import Encoder, encoder_told
 from textseg_cli.exits import plain_errors
-from textseg_cli.output import Screen
 from textseg_cli.predict import Device
 from textseg_cli.train import (
+    Deterministic,
     Fold,
     Folds,
     HoldBack,
@@ -26,6 +26,7 @@ from textseg_cli.train import (
     check_writable,
     note_warnings,
     run_beside,
+    together,
     train_and_tell,
 )
 
@@ -68,6 +69,7 @@ def finetune(
     ] = None,
     minutes: Minutes = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    exact: Deterministic = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Teach a model your own labels and words.
@@ -81,12 +83,13 @@ def finetune(
     from textseg.models import find_model
     from textseg.network.weights import load_network
     from textseg.prompts import default_lexicon
+    from textseg.train.distributed import here
     from textseg.train.export import RunPlaces, check_model_place
     from textseg.train.finetune import Tuned, finetune_plan, tuned_from
     from textseg.train.own import check_once
     from textseg.train.start import put_into, read_encoder_weights
 
-    screen, lexicon = Screen(), default_lexicon()
+    lexicon = default_lexicon()
     run = run or run_beside(out)
     model = find_model(start)
     places = RunPlaces(out, run, run / "cases", model.path)
@@ -106,7 +109,8 @@ def finetune(
 
     begin = tuned_from(trained, Tuned(what.value))
     longest = math.inf if minutes is None else minutes
-    with screen.progress() as progress:
-        problems = check_once(dataset, run, lexicon, os.cpu_count() or 1, progress)
+    with together(device, exact) as screen, screen.progress() as progress:
+        with here(compute.device).first_goes_first():
+            problems = check_once(dataset, run, lexicon, os.cpu_count() or 1, progress)
         note_warnings(screen, problems, dataset_folder)
         train_and_tell(screen, dataset, chosen, plan, places, lexicon, compute, longest, progress, begin)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from textseg.plan import Plan
     from textseg.prompts import Lexicon
     from textseg.train.export import RunPlaces
-    from textseg.train.loop import Beginning, Step
+    from textseg.train.loop import Beginning, Step, Trained
     from textseg.train.split import CaseSplit
 
 Progress = Callable[[str, int, int], None]
@@ -44,6 +45,10 @@ Patients = Annotated[
     typer.Option(metavar="REGEX", help="Finds the patient in a case's id; a patient's cases stay together."),
 ]
 Minutes = Annotated[float | None, typer.Option(min=0, help="Stop after so long; the same command goes on.")]
+Deterministic = Annotated[
+    bool,
+    typer.Option("--deterministic", help="Same weights bit for bit each time: float32, one thread, slower."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")]
 
 
@@ -91,6 +96,7 @@ def train(
     ] = None,
     minutes: Minutes = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
+    exact: Deterministic = False,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a network from scratch on your own dataset, or by a plan's own recipe.
@@ -100,17 +106,35 @@ def train(
     OUT` runs. Stopped at any time, the same command goes on.
 
     A folder with plan.json and sources.json is trained from the data that it names.
+
+    On several GPUs: torchrun --nproc-per-node 2 -m textseg_cli train ... They share
+    out the plan's batch.
     """
-    screen = Screen()
     run, model = _run_and_model(run, out)
     places = _places(source, model, run, arrays or run / "cases", text)
     longest = math.inf if minutes is None else minutes
-    if _is_dataset(source):
-        chosen = SplitChoice(hold_back, fold, folds, split, patients)
-        asked = PlanChoice(plan_folder, memory, steps)
-        _train_own(screen, source, asked, chosen, places, encoder, longest, device, overwrite)
-    else:
-        _train_recipe(screen, source, data, places, encoder, longest, device, overwrite)
+    with together(device, exact) as screen:
+        if _is_dataset(source):
+            chosen = SplitChoice(hold_back, fold, folds, split, patients)
+            asked = PlanChoice(plan_folder, memory, steps)
+            _train_own(screen, source, asked, chosen, places, encoder, longest, device, overwrite)
+        else:
+            _train_recipe(screen, source, data, places, encoder, longest, device, overwrite)
+
+
+@contextmanager
+def together(device: Device, exact: bool) -> Iterator[Screen]:
+    """Around a training, in each process that torchrun started; only the first of them says anything.
+
+    Args:
+        exact: train in deterministic mode.
+    """
+    from textseg.device import choose_compute
+    from textseg.train.deterministic import deterministic
+    from textseg.train.distributed import joined
+
+    with joined(choose_compute(device.value).device) as world, deterministic(exact):
+        yield Screen(quiet=not world.is_first)
 
 
 @dataclass(frozen=True)
@@ -160,6 +184,7 @@ def _train_own(
     from textseg.device import choose_compute
     from textseg.planning import parse_memory
     from textseg.prompts import default_lexicon
+    from textseg.train.distributed import here
     from textseg.train.export import check_model_place
     from textseg.train.own import check_once, scratch_plan
 
@@ -172,8 +197,9 @@ def _train_own(
     dataset = read_dataset(folder, lexicon)
     split = chosen.of(dataset)
     with screen.progress() as progress:
-        note_warnings(screen, check_once(dataset, places.run, lexicon, cores, progress), folder)
-        plan = _plan(dataset, asked.folder, budget, places, compute, cores, progress)
+        with here(compute.device).first_goes_first():
+            note_warnings(screen, check_once(dataset, places.run, lexicon, cores, progress), folder)
+            plan = _plan(dataset, asked.folder, budget, places, compute, cores, progress)
         plan = scratch_plan(plan, dataset, asked.steps)
         train_and_tell(screen, dataset, split, plan, places, lexicon, compute, minutes, progress, begin=begin)
 
@@ -229,7 +255,7 @@ def train_and_tell(
         report=_step_shown(progress),
         progress=progress,
     )
-    screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {places.model}"])
+    tell(screen, trained, plan, places)
 
 
 def _train_recipe(
@@ -245,6 +271,7 @@ def _train_recipe(
     from textseg.device import choose_compute
     from textseg.plan import read_plan
     from textseg.prompts import default_lexicon
+    from textseg.train.distributed import here
     from textseg.train.export import check_model_place, keep_beside, write_trained
     from textseg.train.recipe import INTRODUCTION_FILE, run_recipe
 
@@ -254,9 +281,11 @@ def _train_recipe(
     check_model_place(places, overwrite=overwrite, own_plan=plan_folder)
     introduction = plan_folder / INTRODUCTION_FILE
     begin = _beginning(screen, encoder, places.run)
+    world = here(compute.device)
     with screen.progress() as progress:
-        _gather_once(plan_folder, data, places.arrays, plan, progress)
-        keep_beside(places)
+        with world.first_goes_first():
+            _gather_once(plan_folder, data, places.arrays, plan, progress)
+            keep_beside(places)
         trained = run_recipe(
             plan,
             places.text,
@@ -268,16 +297,28 @@ def _train_recipe(
             minutes=minutes,
             report=_step_shown(progress),
         )
-        write_trained(
-            trained,
-            plan,
-            places,
-            lexicon,
-            compute,
-            introduction=introduction if introduction.is_file() else None,
-            progress=progress,
-        )
-    screen.lines([f"Step {trained.steps} of {plan.training.steps}; the model is in {places.model}"])
+        if world.is_first:
+            write_trained(
+                trained,
+                plan,
+                places,
+                lexicon,
+                compute,
+                introduction=introduction if introduction.is_file() else None,
+                progress=progress,
+            )
+    tell(screen, trained, plan, places)
+
+
+def tell(screen: Screen, trained: Trained, plan: Plan, places: RunPlaces) -> None:
+    """How far a run is, where its model is, and of which step the weights are; by the first process alone."""
+    if screen.quiet:
+        return
+    lines = [f"Step {trained.steps} of {plan.training.steps}; the model is in {places.model}"]
+    if trained.best is not None:
+        best = f"step {trained.best.step}, the best on held-back cases: Dice {trained.best.dice:.3f}"
+        lines.append(f"Its weights are those of {best}")
+    screen.lines(lines)
 
 
 def _beginning(screen: Screen, encoder: str | None, run: Path) -> Callable[[Plan], Beginning]:
@@ -318,7 +359,7 @@ def warn_of_likeness(screen: Screen, dataset: Dataset, text: Path, plan: Plan, l
 
 
 def _step_shown(progress: Progress) -> Callable[[Step], None]:
-    return lambda step: progress(f"loss {step.loss:.3f}", step.number, step.of)
+    return lambda step: progress(str(step), step.number, step.of)
 
 
 def _run_and_model(run: Path | None, out: Path | None) -> tuple[Path, Path]:

@@ -19,6 +19,7 @@ from textseg.fingerprint import files_key, kept_fingerprint, take_fingerprint
 from textseg.plan import PLAN_FILE, Plan, read_plan
 from textseg.planning import REASONS_FILE, make_plan, write_planned
 from textseg.prompts import Lexicon
+from textseg.train.distributed import here
 from textseg.train.export import RunPlaces, keep_beside, write_trained
 from textseg.train.finetune import finetune_plan
 from textseg.train.gather import make_cases, phantom_jobs
@@ -131,8 +132,10 @@ def train_on_dataset(
     Raises:
         DatasetError: the dataset can't be trained on, or the run was begun with another plan.
     """
-    _prepare(split.of(dataset), split, plan, lexicon, places.arrays, workers, progress)
-    keep_beside(places)
+    world = here(compute.device)
+    with world.first_goes_first():
+        _prepare(split.of(dataset), split, plan, lexicon, places.arrays, workers, progress)
+        keep_beside(places)
     trained = run_recipe(
         plan,
         places.text,
@@ -144,7 +147,8 @@ def train_on_dataset(
         minutes=minutes,
         report=report,
     )
-    write_trained(trained, plan, places, lexicon, compute, progress=progress)
+    if world.is_first:
+        write_trained(trained, plan, places, lexicon, compute, progress=progress)
     return trained
 
 
