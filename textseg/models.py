@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from textseg.errors import ModelError, PromptError
+from textseg.errors import ModelError, PromptError, ScanError
 from textseg.network.nnunet_folder import (
     DATASET_FILE,
     PLANS_FILE,
@@ -108,14 +108,28 @@ class ModelFolder:
     def size_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.files.values())
 
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """The names of the channels that a scan has for this model, in their order."""
+        if self.kind == "textseg":
+            return self.plan.channels
+        return read_nnunet_folder(self.path).channels if self.kind == "nnunet" else ("image",)
+
     def check_channels(self, count: int) -> None:
-        """Refuse a scan of another number of channels before anything is loaded; others' models do so later.
+        """Refuse a scan of another number of channels, before anything is read or loaded.
 
         Raises:
-            PlanError: this model of ours takes another number.
+            PlanError: a model of ours takes another number.
+            ScanError: another project's does.
         """
         if self.kind == "textseg":
             self.plan.check_channels(count)
+        elif count != len(self.channels):
+            raise ScanError(
+                f"The model {self.name!r} takes {len(self.channels)} channel(s) "
+                f"({', '.join(self.channels)}), got {count}. "
+                "Give one file a channel, the further ones by --channel."
+            )
 
     def read_prompts(self, texts: Iterable[str]) -> list[Prompt]:
         """Prompts as this kind of model reads them: ours through the lexicon, others' in their own words too.

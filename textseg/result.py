@@ -189,9 +189,8 @@ class Segmentation:
         if len(self.channels) < 2:
             return {}
         plan = self.model.plan if self.model.kind == "textseg" else None
-        names = plan.channels if plan else [None] * len(self.channels)
         modalities = plan.modalities(self.modality) if plan else [self.modality] * len(self.channels)
-        facts = zip(names, modalities, self.channels, strict=True)
+        facts = zip(self.model.channels, modalities, self.channels, strict=True)
         return {"channels": [_channel_fact(name, modality, source) for name, modality, source in facts]}
 
 
@@ -249,7 +248,7 @@ def _scan_facts(volume: Volume, modality: Modality, modality_from: ModalitySourc
     }
 
 
-def _channel_fact(name: str | None, modality: Modality, source: ChannelSource) -> dict[str, Any]:
+def _channel_fact(name: str, modality: Modality, source: ChannelSource) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "name": name,
         "modality": modality,

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
+from tests.nnunet.tiny_nnunet import write_nnunet
 from textseg import models
-from textseg.errors import ModelError
+from textseg.errors import ModelError, PlanError, ScanError
 from textseg.models import WEIGHTS_FILES, find_model, plans_folder, shipped_models
 from textseg.plan import read_plan
 
@@ -35,6 +36,23 @@ def shipped(tmp_path, monkeypatch):
     shutil.copy(plans_folder() / "default" / "plan.json", tmp_path / "plans" / "bare")
     monkeypatch.setattr(models, "plans_folder", lambda: tmp_path / "plans")
     return tmp_path / "plans"
+
+
+def test_a_model_takes_the_channels_of_its_plan_and_no_others(model):
+    found = find_model(model)
+    assert found.channels == ("image",)
+    found.check_channels(1)
+    for count in (0, 2):
+        with pytest.raises(PlanError, match=rf"takes 1 channel\(s\) \(image\), got {count}\."):
+            found.check_channels(count)
+
+
+def test_an_nnunet_takes_the_channels_of_its_dataset(tmp_path):
+    found = find_model(write_nnunet(tmp_path, folds=1, channels=2))
+    assert found.channels == ("channel 0", "channel 1")
+    found.check_channels(2)
+    with pytest.raises(ScanError, match=r"takes 2 channel\(s\) \(channel 0, channel 1\), got 1\."):
+        found.check_channels(1)
 
 
 def test_the_package_ships_its_plans():

@@ -22,7 +22,7 @@ VECTORS = {target: torch.tensor([[value], [-99.0]]) for target, value in BRIGHTN
 
 
 class Stub:
-    """Finds whatever is as bright as the prompt says, with `logit` inside; sure of it where it found some."""
+    """Finds what is as bright in the first channel as the prompt says, by `logit`; sure if it did."""
 
     total_stride = (1, 1, 1)
 
@@ -32,7 +32,7 @@ class Stub:
 
     def encode(self, image):
         self.images.append(image.clone())
-        return Features(image, ())
+        return Features(image[:, :1], ())
 
     def decode(self, features, text, spatial=None):
         hit = (features.coarsest - text[:, 0].reshape(1, -1, 1, 1, 1)).abs() < 0.5
@@ -108,6 +108,46 @@ def test_only_the_chosen_cases_are_scored(score):
     assert {entry.case for entry in score(cases)} == {"one", "two"}
     assert {entry.case for entry in score(cases, mixtures=["brain"])} == {"two"}
     assert {entry.case for entry in score(cases, split="train")} == {"three"}
+
+
+def test_voxels_that_nobody_labelled_do_not_count(score):
+    case = make_case()
+    labels, image = case.labels.copy(), case.images[0].copy()
+    # Where half of the spleen was missed nobody labelled, and something as bright as one is marked there.
+    labels[12:14][labels[12:14] == 2] = 9
+    image[12:14][labels[12:14] == 9] = BRIGHTNESS[SPLEEN]
+    ignoring = Case(replace(case.facts, ignore=9), labels, (image,))
+    scores = {entry.target: entry for entry in score([ignoring])}
+    assert scores[SPLEEN].dice == 1.0
+    assert scores[SPLEEN].voxels == scores[SPLEEN].predicted_voxels == 60
+    assert scores[LIVER].dice == 1.0
+    # It may lie where nobody labelled, so neither yes nor no is right.
+    assert KIDNEY not in scores
+
+
+def test_several_channels_are_seen_together(score, plan):
+    changes = {"channels": ("ct", "pet"), "channel_modalities": ("ct", "pet")}
+    case = make_case()
+    pet = (case.labels == 2).astype(np.float16)
+    stub = Stub()
+    two = replace(case, images=(*case.images, pet))
+    scores = score([two], stub, plan.model_copy(update=changes))
+    assert {entry.kind for entry in scores} == {"torso ct + pet"}
+    (image,) = stub.images[:1]
+    assert image.shape[1] == 2
+    assert not torch.equal(image[:, 0], image[:, 1])
+
+
+def test_a_label_map_is_drawn_once_where_the_plan_says_what_its_channels_are(score, plan):
+    changes = {"channels": ("ct", "pet"), "channel_modalities": ("ct", "pet")}
+    case = make_case()
+    drawn = Case(replace(case.facts, modality=None, tissues={1: "liver", 2: "spleen"}), case.labels)
+    stub = Stub()
+    scores = score([drawn], stub, plan.model_copy(update=changes))
+    assert {entry.kind for entry in scores} == {"torso ct + pet (synthesised)"}
+    ct, pet = stub.images[0][0]
+    assert float(ct.min()) < -3
+    assert float(pet.min()) > -1
 
 
 def test_label_maps_are_drawn_as_the_same_image_each_time(score):

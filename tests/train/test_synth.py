@@ -21,7 +21,7 @@ def labels(phantom_cases):
 def medians(labels):
     """Median value of every tissue, an image a row: medians["ct"]["liver"]."""
     found = {}
-    for modality in ("ct", "mr"):
+    for modality in ("ct", "mr", "pet"):
         images = [synthesise(labels, LEGEND, modality, np.random.default_rng(seed)) for seed in SEEDS]
         found[modality] = {
             name: np.array([float(image[labels == value].median()) for image in images])
@@ -51,6 +51,31 @@ def test_mr_has_another_contrast_each_time(medians):
     assert brighter.any()
     assert not brighter.all()
     assert mr["liver"].std() > 0.1
+
+
+def test_pet_takes_up_more_here_and_more_there(medians):
+    pet = medians["pet"]
+    brighter = pet["liver"] > pet["spleen"]
+    assert brighter.any()
+    assert not brighter.all()
+    uptakes = np.stack(list(pet.values()))
+    # Standardised uptake values: most tissues near 1, hardly any above 10, none below 0.
+    assert 0.3 < np.median(uptakes) < 3
+    assert uptakes.min() >= 0
+    assert np.mean(uptakes > 10) < 0.02
+    ratio = np.log(pet["left kidney"] / pet["right kidney"])
+    assert 0 < np.abs(ratio).mean() < 0.3
+
+
+def test_pet_has_no_sharp_edges():
+    labels = torch.zeros(24, 24, 24, dtype=torch.int64)
+    labels[6:18, 6:18, 6:18] = 1
+    for seed in SEEDS:
+        image = synthesise(labels, {}, "pet", np.random.default_rng(seed))
+        assert torch.isfinite(image).all()
+        profile = image[:, 8:16, 8:16].mean(dim=(1, 2))
+        step = profile.diff().abs().max() / (profile.max() - profile.min())
+        assert float(step) < 0.45
 
 
 def test_air_stays_air():

@@ -86,6 +86,13 @@ class Case:
         if self.images is None:  # what stood for "no image" when there could be only one
             object.__setattr__(self, "images", ())
 
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Voxels (x, y, z) that somebody labelled, if only as background; reads the whole label map."""
+        labels = np.asarray(self.labels)
+        ignore = self.facts.ignore
+        return np.ones(labels.shape, np.bool_) if ignore is None else np.asarray(labels != ignore)
+
 
 @dataclass(frozen=True, eq=False)
 class Place:

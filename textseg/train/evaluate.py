@@ -88,8 +88,7 @@ def _scores(
     answer = segment_windows(network, image, text, plan, compute)
     named = " + ".join(dict.fromkeys(modalities))
     kind = f"{case.facts.mixture} {named}" + ("" if case.images else " (synthesised)")
-    labels = np.asarray(case.labels)
-    known = np.ones_like(labels, bool) if case.facts.ignore is None else labels != case.facts.ignore
+    labels, known = np.asarray(case.labels), case.known
     for (target, values), logits, presence in zip(
         targets, answer.logits, answer.presence.tolist(), strict=True
     ):
