@@ -28,6 +28,7 @@ from textseg.plan import (
     GroupPlan,
     IntensityPlan,
     Plan,
+    TrainingPlan,
     as_json,
     write_plan,
 )
@@ -291,10 +292,21 @@ def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
             "groups": {name: GroupPlan(spacing_mm=spacing) for name in names},
             "default_group": names[0],
             "intensity": intensity,
-            "training": base.training.model_copy(
-                update={"mixture": {_slug(fingerprint.dataset): 1.0}, "core": ()}
-            ),
+            "training": _recipe(fingerprint, base.training),
             "extends": None,
+        }
+    )
+
+
+def _recipe(fingerprint: Fingerprint, base: TrainingPlan) -> TrainingPlan:
+    """The base's recipe without prompts that a dataset with few labels has no use for: each costs time."""
+    labels = max(1, len(fingerprint.labels))
+    return base.model_copy(
+        update={
+            "mixture": {_slug(fingerprint.dataset): 1.0},
+            "core": (),
+            "prompts_per_sample": min(base.prompts_per_sample, max(2, labels)),
+            "sharing_prompts": min(base.sharing_prompts, labels),
         }
     )
 

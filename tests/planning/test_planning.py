@@ -78,12 +78,23 @@ def test_a_plan_is_valid_and_builds_a_network(small: Planned) -> None:
     assert len(small.plan.network.widths) == len(small.plan.network.strides) == 4
 
 
+def test_a_dataset_with_one_label_is_not_asked_for_many(small: Planned, base: Plan) -> None:
+    recipe = small.plan.training
+    assert (recipe.prompts_per_sample, recipe.sharing_prompts) == (2, 1)
+    assert recipe.prompts_per_sample < base.training.prompts_per_sample
+    labels = {f"label {i}": SMALL.labels["liver"] for i in range(40)}
+    many = make_plan(SMALL.model_copy(update={"labels": labels}), 8 * 10**9, base, 4).plan.training
+    assert many.prompts_per_sample == base.training.prompts_per_sample
+    assert many.sharing_prompts == base.training.sharing_prompts
+
+
 def test_what_does_not_follow_from_data_is_the_base_plans(small: Planned, base: Plan) -> None:
     assert small.plan.text == base.text
     assert small.plan.masks == base.masks
     same = base.training.model_dump()
     changed = {name for name, value in small.plan.training.model_dump().items() if value != same[name]}
-    assert changed <= {"patch_voxels", "batch", "mixture", "core", "deep_supervision", "sharing_scales"}
+    sizes = {"patch_voxels", "batch", "deep_supervision", "sharing_scales"}
+    assert changed <= sizes | {"mixture", "core", "prompts_per_sample", "sharing_prompts"}
 
 
 def test_names_groups_and_channels_are_the_datasets(small: Planned) -> None:
