@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from textseg.version import __version__
+from textseg_cli.cohort import cohort
 from textseg_cli.convert import convert
 from textseg_cli.doctor import doctor
 from textseg_cli.exits import EXIT_CODES
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command(epilog=EXIT_CODES)(predict)
+app.add_typer(cohort, name="cohort")
 app.add_typer(models, name="models")
 app.add_typer(weights, name="weights")
 app.command()(convert)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from textseg.destination import file_stems
 from textseg.measure import measure_segmentation
 from textseg.result import Segmentation
 from textseg.scan import mask_ending, write_mask
-from textseg.volume import ScanFile, Volume
 
 COHORT_FORMAT = "textseg-cohort-result-1"
 # Written with highdicom and pydicom rather than as images.
@@ -47,14 +45,6 @@ def write_outputs(segmentation: Segmentation, task: Task) -> None:
         write_json(folder / MEASURES_FILE, measure_segmentation(segmentation))
         record["cohort"]["files"] = sorted(path.name for path in folder.iterdir())
         write_json(folder / RESULT_FILE, record)
-
-
-def nameless(volume: Volume) -> Volume:
-    """The scan as if it came from a file called "scan": outputs are named after the job's folder."""
-    if volume.file is None:
-        return volume
-    file: ScanFile = replace(volume.file, paths=(Path("scan"),))
-    return replace(volume, file=file)
 
 
 def _write_masks(segmentation: Segmentation, task: Task, folder: Path) -> dict[int, list[str]]:

@@ -17,6 +17,7 @@ from typing import Any
 from textseg.cohort.task import AT_WORK, Outcome, Task
 from textseg.cohort.worker import CLOSE, WIND_DOWN
 
+PROGRAM = ("-m", "textseg.cohort.worker")
 LOOKS_PER_SECOND = 4
 SECONDS_TO_CLOSE = 30.0
 
@@ -97,10 +98,9 @@ class WorkerProcess:
             self._give_up(process)
 
     def _start(self) -> None:
-        command = [sys.executable, "-m", "textseg.cohort.worker"]
         # In a session of its own, so that Ctrl+C reaches the run alone.
         self._process = subprocess.Popen(
-            command,
+            [sys.executable, *PROGRAM],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=None if os.environ.get("TEXTSEG_DEBUG") else subprocess.DEVNULL,

@@ -6,7 +6,7 @@ import fcntl
 import shutil
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -74,6 +74,7 @@ def run_cohort(
     *,
     compute: Compute | None = None,
     only: Iterable[str] | None = None,
+    retry_failed: bool = False,
     stop: Stop | None = None,
     progress: Progress = lambda stage, done, of: None,
     failed: Said = lambda sentence: None,
@@ -85,6 +86,7 @@ def run_cohort(
         out: the cohort's folder; each job's outputs lie in a folder of it, named after the job.
         workers: who does the work; they are closed in the end.
         only: the jobs to do in this run, by their ids; None for all.
+        retry_failed: also jobs that failed before and are the same still.
         stop: to be asked from a signal handler or another thread.
         progress: called with the state in words, the jobs settled and all jobs.
         failed: called with a sentence for each job that fails.
@@ -99,7 +101,7 @@ def run_cohort(
             journal = Journal(out / JOURNAL_FILE, make=True)
             try:
                 run = _Run(jobs, out, settings, workers, compute or Compute(), journal, progress, failed)
-                return run.to_the_end(set(only) if only is not None else None, stop or Stop())
+                return run.to_the_end(set(only) if only is not None else None, retry_failed, stop or Stop())
             finally:
                 journal.close()
     finally:
@@ -151,14 +153,15 @@ class _Run:
         self.found_done = 0
         self.stopped: Literal["asked", "disk"] | None = None
 
-    def to_the_end(self, only: set[str] | None, stop: Stop) -> RunEnd:
+    def to_the_end(self, only: set[str] | None, retry_failed: bool, stop: Stop) -> RunEnd:
         try:
             shutil.rmtree(self.staging, ignore_errors=True)
             self.journal.register(_entry_of(job, self.settings) for job in self.jobs.values())
-            self._work(self._tasks(only), self.workers.capacity, stop)
+            before = {entry.id: entry for entry in self.journal.entries()}
+            self._work(self._tasks(before, only, retry_failed), stop)
             # What found no memory, or took its worker with it, is tried with the machine to itself.
             while self.alone and self.stopped is None:
-                self._work(iter([self.alone.popleft()]), 1, stop)
+                self._work(iter([self.alone.popleft()]), stop, most=1)
             if self.stopped is None:
                 self.workers.close()
         except (sqlite3.Error, OSError) as error:
@@ -174,11 +177,13 @@ class _Run:
 
     # ---- handing out ----
 
-    def _tasks(self, only: set[str] | None) -> Iterator[Task]:
+    def _tasks(
+        self, before: Mapping[str, Entry], only: set[str] | None, retry_failed: bool
+    ) -> Iterator[Task]:
         """The tasks of jobs that are not done, one after the other as they are asked for."""
         for job in self.jobs.values():
             if only is not None and job.id not in only:
-                self.settled += 1
+                self._pass(is_done=before[job.id].state == "done")
                 continue
             try:
                 model = self._model(job.model)
@@ -189,11 +194,19 @@ class _Run:
                 continue
             task = task_of(job, key, self.settings, self.out, self.staging, model.path)
             if self._is_done(task):
-                self.found_done += 1
-                self.settled += 1
                 self.journal.finish(job.id, key)
+                self._pass(is_done=True)
+                continue
+            if before[job.id].state == "failed" and before[job.id].key == key and not retry_failed:
+                # Nothing has changed since, so it would fail again.
+                self._pass(is_done=False)
                 continue
             yield replace(task, device=self.compute.device, threads=self.compute.threads)
+
+    def _pass(self, is_done: bool) -> None:
+        """Nothing is to be done for a job in this run."""
+        self.settled += 1
+        self.found_done += is_done
 
     def _model(self, name: str) -> ModelFolder:
         if name not in self.models:
@@ -218,15 +231,17 @@ class _Run:
 
     # ---- the loop ----
 
-    def _work(self, tasks: Iterator[Task], capacity: int, stop: Stop) -> None:
-        """Keep so many tasks with the workers until there are no more, or the run is to stop."""
+    def _work(self, tasks: Iterator[Task], stop: Stop, most: int | None = None) -> None:
+        """Keep the workers busy until there are no more tasks, or the run is to stop."""
         has_more = True
         while has_more or self.with_workers:
             if stop.requests and self.stopped is None:
                 self._wind_down("asked")
             if stop.requests > 1:
                 self.workers.kill()
-            while has_more and self.stopped is None and len(self.with_workers) < capacity:
+            while (
+                has_more and self.stopped is None and len(self.with_workers) < (most or self.workers.capacity)
+            ):
                 task = next(tasks, None)
                 has_more = task is not None
                 if task is not None:

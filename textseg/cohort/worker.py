@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from textseg.cohort.archive import as_folder
 from textseg.cohort.folders import is_finished
@@ -30,20 +30,30 @@ from textseg.errors import SeriesChoiceError, TextsegError
 
 if TYPE_CHECKING:
     from textseg.cohort.segmenters import Segmenters
+    from textseg.result import Segmentation
     from textseg.volume import Volume
 
 THREADS = 3
 WIND_DOWN, CLOSE = "wind down", "close"
 Say = Callable[[Stage], None]
+Segment = Callable[["Volume", Task, Say], Any]
+Write = Callable[[Any, Task], None]
 
 
 class Worker:
-    """The tasks of one process, which share its models and take turns in the network."""
+    """The tasks of one process, which share its models and take turns in the network.
 
-    def __init__(self) -> None:
+    Args:
+        segment: what the network says of a scan; the task's model, loaded once, unless given.
+        write: writes that; masks, measures, preview and record unless given.
+    """
+
+    def __init__(self, segment: Segment | None = None, write: Write | None = None) -> None:
         self.is_winding_down = threading.Event()
         self._turn = threading.Lock()
         self._segmenters: Segmenters | None = None
+        self._segment = segment or self._ask_model
+        self._write = write or _write_all
 
     def run(self, task: Task, say: Say) -> Outcome:
         """Do one task; whatever goes wrong is in the outcome, in words that may be shown."""
@@ -71,22 +81,37 @@ class Worker:
             with self._turn:
                 if self.is_winding_down.is_set():
                     return False
-                # Here, so that the first scan is read while torch is imported.
-                from textseg.cohort.outputs import nameless, write_outputs
-                from textseg.cohort.segmenters import Segmenters, segment_task
-
-                self._segmenters = self._segmenters or Segmenters()
-                segmenter = self._segmenters.of(task)
-                say("segmenting")
-                segmentation = segment_task(segmenter, nameless(volume), task)
+                answer = self._segment(volume, task, say)
             say("writing")
-            write_outputs(segmentation, task)
+            self._write(answer, task)
         return True
+
+    def _ask_model(self, volume: Volume, task: Task, say: Say) -> Segmentation:
+        # Imported here, so that the first scan is read while torch is loaded.
+        from textseg.cohort.segmenters import Segmenters, segment_task
+
+        self._segmenters = self._segmenters or Segmenters()
+        segmenter = self._segmenters.of(task)
+        say("segmenting")
+        return segment_task(segmenter, nameless(volume), task)
 
     def _forget_models(self) -> None:
         with self._turn:
             if self._segmenters is not None:
                 self._segmenters.forget()
+
+
+def _write_all(segmentation: Segmentation, task: Task) -> None:
+    from textseg.cohort.outputs import write_outputs
+
+    write_outputs(segmentation, task)
+
+
+def nameless(volume: Volume) -> Volume:
+    """The scan as if it came from a file called "scan": outputs are named after the job's folder."""
+    if volume.file is None:
+        return volume
+    return replace(volume, file=replace(volume.file, paths=(Path("scan"),)))
 
 
 @contextmanager
@@ -141,9 +166,9 @@ def _fit_to_show(task: Task, words: str) -> str:
     return hide(words, task.hidden)
 
 
-def serve(tasks: TextIO, answers: TextIO) -> None:
+def serve(worker: Worker, tasks: TextIO, answers: TextIO) -> None:
     """Do the tasks that come, one a line, until told to close; ends the process where nobody listens."""
-    worker, lock = Worker(), threading.Lock()
+    lock = threading.Lock()
 
     def send(line: str) -> None:
         with lock:
@@ -171,12 +196,12 @@ def serve(tasks: TextIO, answers: TextIO) -> None:
         os._exit(1)
 
 
-def main() -> None:
+def main(worker: Worker | None = None) -> None:
     """The program: stdout is kept for answers, whatever libraries print."""
     warnings.simplefilter("ignore")
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    serve(sys.stdin, answers)
+    serve(worker or Worker(), sys.stdin, answers)
 
 
 if __name__ == "__main__":
