@@ -30,9 +30,16 @@ def weights_of_others(context: typer.Context) -> None:
 
 @weights.command("list")
 @plain_errors()
-def list_weights() -> None:
+def list_weights(
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="All models with licence, size, memory and use, as Markdown.")
+    ] = False,
+) -> None:
     """List what can be fetched, under which licence, and what is here."""
-    _list(Screen())
+    if as_markdown:
+        _list_in_markdown(Screen())
+    else:
+        _list(Screen())
 
 
 @weights.command()
@@ -151,6 +158,36 @@ def _list(screen: Screen) -> None:
     screen.table("Weights of other projects", ("Name", "Here", "Licence", "From", "What it is"), rows)
 
 
+def _list_in_markdown(screen: Screen) -> None:
+    from textseg.models import shipped_models
+    from textseg.registry.entries import all_entries
+    from textseg.registry.table import (
+        Row,
+        count_numbers,
+        markdown,
+        markdown_of_missing,
+        parameters_in_words,
+        row_of,
+        size_in_words,
+    )
+
+    own = [
+        Row(
+            model.name,
+            model.summary,
+            f"`--model {model.name}`; comes with textseg",
+            model.licence or "as textseg",
+            parameters_in_words(sum(map(count_numbers, model.files.values())) / 1e6),
+            size_in_words(model.size_bytes),
+            "see its card",
+            "-",
+        )
+        for model in shipped_models()
+    ]
+    text = markdown([*own, *map(row_of, all_entries())])
+    screen.lines([*text.splitlines(), "", *markdown_of_missing(all_entries()).splitlines()])
+
+
 def _state(entry: Entry) -> str:
     from textseg.registry.entries import read_note
 
@@ -165,6 +202,8 @@ def _asked(screen: Screen, entry: Entry) -> bool:
     from textseg.registry.fetch import is_accepted
 
     screen.note(f"{entry.name} is under the licence {entry.licence_text}. Cite: {entry.citation}.")
+    if entry.missing:
+        screen.note(entry.missing)
     if entry.needs:
         extras = ",".join(entry.needs)
         screen.note(f'To use it: pip install "textseg[{extras}]".')

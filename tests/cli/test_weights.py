@@ -8,6 +8,7 @@ import pytest
 
 from tests.cli.conftest import Run
 from tests.registry.local_hub import LocalHub, write_voxtell_repository
+from textseg.registry.entries import all_entries
 
 NAME = "voxtell-v1.1"
 
@@ -62,3 +63,13 @@ def test_offline_is_one_sentence(textseg: Run, monkeypatch: pytest.MonkeyPatch) 
 def test_a_name_is_needed(textseg: Run) -> None:
     result = textseg("weights", "fetch")
     assert (result.exit_code, "got none" in result.stderr) == (2, True)
+
+
+def test_all_models_come_as_a_markdown_table_with_what_is_missing(textseg: Run) -> None:
+    result = textseg("weights", "list", "--markdown")
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("| Model | What it is for | How it is used | Licence |")
+    names = [line.split("|")[1].split()[0] for line in lines[2:] if line.startswith("|")]
+    assert names == ["default", *(entry.name for entry in all_entries())]
+    assert "**sat-nano and sat-pro** SAT can be fetched" in result.stdout

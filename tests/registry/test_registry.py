@@ -10,7 +10,10 @@ import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
 from tests.registry.local_hub import COMMIT, LocalHub, write_voxtell_repository
 from textseg.errors import ModelError, OutputError
@@ -19,6 +22,8 @@ from textseg.registry import entries, fetch
 from textseg.registry.entries import all_entries, find_entry, read_note, weights_folder
 from textseg.registry.fetch import HuggingFace, convert_fetched, offline_because, remove, sha256_of, verify
 from textseg.registry.pack import pack, unpack
+from textseg.registry.table import TITLES, count_numbers, markdown, markdown_of_missing, row_of
+from textseg.train.start import read_encoder_weights
 
 NAME = "voxtell-v1.1"
 FILES = [
@@ -65,6 +70,54 @@ def test_entries_agree_with_themselves() -> None:
         if entry.kind == "encoder":
             # So a plan that names the repository finds what was fetched.
             assert entry.name == entry.repository.rpartition("/")[2].lower()
+
+
+def test_every_entry_says_how_it_is_used_and_what_can_not_be_run_says_why() -> None:
+    for entry in all_entries():
+        assert (entry.missing is not None) == (entry.kind == "foreign")
+        if entry.kind in ("model", "start"):
+            assert entry.name in entry.use
+    kinds = {entry.kind for entry in all_entries()}
+    assert kinds == {"model", "encoder", "start", "foreign"}
+
+
+def test_the_table_has_a_line_an_entry_and_tells_what_is_unknown() -> None:
+    lines = markdown([row_of(entry) for entry in all_entries()]).splitlines()
+    assert len(lines) == 2 + len(all_entries())
+    columns = {len(line.replace("\\|", "").split("|")) for line in lines}
+    assert columns == {len(TITLES) + 2}
+    biomedclip = next(line for line in lines if line.startswith("| biomedclip"))
+    assert "not told; see microsoft/" in biomedclip
+    assert "not measured" in biomedclip
+    assert "| 1.46 B |" in next(line for line in lines if line.startswith("| stu-net-h"))
+    told = markdown_of_missing(all_entries())
+    assert told.startswith("**sat-nano and sat-pro** ")
+    assert len(told.split("\n\n")) == 1
+
+
+def test_cells_with_bars_stay_in_their_column() -> None:
+    assert markdown([("a|b", *"cdefghi"[: len(TITLES) - 1])]).splitlines()[-1].startswith("| a\\|b | c |")
+
+
+def test_numbers_are_counted_without_reading_them(tmp_path: Path) -> None:
+    save_file({"a": np.zeros((3, 4), np.float16), "b": np.zeros(5, np.float32)}, tmp_path / "x.safetensors")
+    assert count_numbers(tmp_path / "x.safetensors") == 17
+    (tmp_path / "y.safetensors").write_bytes(b"nothing")
+    assert count_numbers(tmp_path / "y.safetensors") == 0
+
+
+def test_a_fetched_start_is_found_by_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="textseg weights fetch stu-net-s"):
+        read_encoder_weights("stu-net-s")
+    folder = tmp_path / "hub" / "ziyanhuang" / "STU-Net"
+    folder.mkdir(parents=True)
+    weight = torch.ones(8, 1, 3, 3, 3)
+    content = {"state_dict": {"conv_blocks_context.0.0.conv1.weight": weight}}
+    torch.save(content, folder / "small_ep4k.model")
+    fetch.fetch("stu-net-s", hub=LocalHub(tmp_path / "hub"))
+    found = read_encoder_weights("stu-net-s")
+    assert found.kind == "STU-Net"
+    assert [theirs.name for theirs in found.tensors.values()] == list(content["state_dict"])
 
 
 def test_an_unknown_name_is_refused_with_what_is_near() -> None:

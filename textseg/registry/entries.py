@@ -48,6 +48,10 @@ class Entry(_Part):
         licence: null where unknown; it is then the repository's to tell.
         non_commercial: whether the licence has to be accepted first.
         needs: extras of textseg.
+        use: how it is used: an option, or a section of a plan.
+        parameters_millions: of the whole network; null where its authors do not tell.
+        memory: what it takes, in words; null where nobody has measured it.
+        missing: of "foreign" ones, what would have to be known to run them.
     """
 
     name: str
@@ -62,6 +66,10 @@ class Entry(_Part):
     non_commercial: bool
     citation: str
     needs: tuple[str, ...]
+    use: str
+    parameters_millions: float | None
+    memory: str | None
+    missing: str | None = None
 
     @property
     def place(self) -> Path:

@@ -383,7 +383,7 @@ def _nothing_fits(weights: EncoderWeights, own: Mapping[str, tuple[str, Tensor]]
     ours = _widths({place: value for place, (_, value) in own.items()})
     return (
         f"An encoder starts from weights of its own widths, but the stages of {weights.path} are "
-        f"{theirs} wide and the plan's are {ours}. Set network.width and width_ratios in plan.json to theirs."
+        f"{theirs} wide and the plan's are {ours}. Plan with --width, or set width_ratios in plan.json."
     )
 
 
