@@ -209,7 +209,8 @@ def test_a_contour_of_more_than_64_kib_comes_back(write_series, tmp_path):
     assert np.array_equal(read_rtstruct(tmp_path / "rt.dcm", scan.geometry).masks, masks)
     assert dataset.ROIContourSequence[0].ContourSequence[0].NumberOfContourPoints > 0xFFFF / 16
     dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.save_as(tmp_path / "explicit.dcm", implicit_vr=False, little_endian=True)
+    with pytest.warns(UserWarning, match="64 kByte"):
+        dataset.save_as(tmp_path / "explicit.dcm", implicit_vr=False, little_endian=True)
     assert np.array_equal(read_rtstruct(tmp_path / "explicit.dcm", scan.geometry).masks, masks)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
 from pydicom.valuerep import DSfloat
 
 from textseg.errors import OutputError, ScanError
@@ -48,7 +49,12 @@ LABEL_MAP_STORAGE = "1.2.840.10008.5.1.4.1.1.66.7"
 
 
 def write_dicom_seg(
-    path: Path, masks: Bools, segments: Sequence[Segment], scan: Volume, model: str = "textseg"
+    path: Path,
+    masks: Bools,
+    segments: Sequence[Segment],
+    scan: Volume,
+    model: str = "textseg",
+    written_at: datetime | None = None,
 ) -> None:
     """Write masks as one binary DICOM SEG that refers to the images of its scan.
 
@@ -61,6 +67,7 @@ def write_dicom_seg(
         segments: what each mask shows.
         scan: as read from a DICOM series or multi-frame file.
         model: that made the masks, as the name of the algorithm.
+        written_at: the moment that the file says it was made, now by default.
 
     Raises:
         OutputError: highdicom is not installed, the scan is not DICOM or can't be referred to.
@@ -115,6 +122,7 @@ def write_dicom_seg(
         if enhanced:
             _refer_to_frames(dataset, scan)
         _name_scheme(dataset)
+        _date(dataset, written_at or datetime.now())
         dataset.save_as(path, enforce_file_format=True)
 
 
@@ -256,7 +264,21 @@ def _name_scheme(dataset: Dataset) -> None:
     item.CodingSchemeDesignator = OUR_SCHEME
     item.CodingSchemeName = "Names of structures and findings in textseg"
     dataset.CodingSchemeIdentificationSequence = [item]
-    dataset.ContentDate, dataset.ContentTime = datetime.now().strftime("%Y%m%d %H%M%S").split()
+
+
+def _date(dataset: Dataset, moment: datetime) -> None:
+    """In place of the moment and the UID of dimensions that highdicom makes anew for each file."""
+    date, time = moment.strftime("%Y%m%d"), moment.strftime("%H%M%S")
+    for name in ("InstanceCreation", "Content", "Series"):
+        if f"{name}Date" in dataset:
+            setattr(dataset, f"{name}Date", date)
+            setattr(dataset, f"{name}Time", time)
+    for equipment in dataset.get("ContributingEquipmentSequence", ())[-1:]:
+        # The last is highdicom itself.
+        equipment.ContributionDateTime = date + time
+    dimensions = generate_uid(entropy_srcs=["dimensions", dataset.SOPInstanceUID])
+    for item in (*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence):
+        item.DimensionOrganizationUID = dimensions
 
 
 # ---- reading ----

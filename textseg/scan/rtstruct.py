@@ -57,7 +57,12 @@ STUDY_COMPONENT = "1.2.840.10008.3.1.2.3.1"
 
 
 def write_rtstruct(
-    path: Path, masks: Bools, segments: Sequence[Segment], scan: Volume, model: str = "textseg"
+    path: Path,
+    masks: Bools,
+    segments: Sequence[Segment],
+    scan: Volume,
+    model: str = "textseg",
+    written_at: datetime | None = None,
 ) -> None:
     """Write masks as one RTSTRUCT whose contours lie in the slices of the scan and refer to its images.
 
@@ -70,6 +75,7 @@ def write_rtstruct(
         segments: what each mask shows.
         scan: as read from a DICOM series or multi-frame file.
         model: that made the masks.
+        written_at: the moment that the file says it was made, now by default.
 
     Raises:
         OutputError: scikit-image is not installed, the scan is not DICOM or can't be referred to.
@@ -79,6 +85,8 @@ def write_rtstruct(
     sources = source_images(scan)
     images = list(sources.values())
     dataset = _structure_set(images, masks, segments, scan, model)
+    moment = written_at or datetime.now()
+    dataset.StructureSetDate, dataset.StructureSetTime = moment.strftime("%Y%m%d %H%M%S").split()
     frame_uid = images[0].FrameOfReferenceUID
     dataset.ReferencedFrameOfReferenceSequence = [_reference(images)]
     numbered = list(enumerate(segments, start=1))
@@ -160,7 +168,6 @@ def _structure_set(
     dataset.OperatorsName = ""
     dataset.StructureSetLabel = "textseg"
     dataset.ApprovalStatus = "UNAPPROVED"
-    dataset.StructureSetDate, dataset.StructureSetTime = datetime.now().strftime("%Y%m%d %H%M%S").split()
     return dataset
 
 
