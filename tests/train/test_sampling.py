@@ -473,6 +473,96 @@ def test_of_what_cant_be_there_even_unlabelled_voxels_tell(make_sampler):
     assert all(sample.valid.all() for sample in draws(sampler, 5))
 
 
+# Mirrored patches.
+
+
+def mirrored_sampler(make_sampler, case, words=None, **training):
+    sampler = make_sampler([case], case.facts.mixture, mirror_fraction=1.0, **training)
+    return PatchSampler(
+        [place for places in sampler.by_mixture.values() for place in places],
+        sampler.plan,
+        sampler.lexicon,
+        words,
+    )
+
+
+def test_a_mirrored_patch_is_named_by_where_things_lie_now(make_sampler, monkeypatch):
+    value = {target: float(brightness(number)) for number, target in enumerate(BLOCKS, start=1)}
+    # The block that the case calls left is as bright as ever, and now the right one.
+    value[LEFT], value[RIGHT] = value[RIGHT], value[LEFT]
+    value[Target("right_putamen")] = value.pop(Target("left_putamen"))
+    both, seen = 0, set()
+    for sample in draws(mirrored_sampler(make_sampler, block_case(BLOCKS), prompts_per_sample=6), 40):
+        image = sample.image[0].numpy()
+        masks = dict(zip(sample.targets, sample.masks.numpy() > 0, strict=True))
+        for target, mask in masks.items():
+            inside = binary_erosion(mask, iterations=2)
+            if inside.any():
+                seen.add(target)
+                assert 0.4 * value[target] < image[inside].min()
+                assert image[inside].max() < 1.8 * value[target]
+        if {LEFT, RIGHT} <= {target for target, mask in masks.items() if mask.any()}:
+            left, right = (np.argwhere(masks[target])[:, 0].mean() for target in (LEFT, RIGHT))
+            assert left < right - 5
+            both += 1
+    assert both > 5
+    assert seen == set(value)
+
+
+def test_what_shares_a_mirrored_patch_has_its_new_name_too(make_sampler):
+    checked = 0
+    for sample in draws(mirrored_sampler(make_sampler, block_case(BLOCKS), prompts_per_sample=6)):
+        assert Target("left_putamen") not in sample.sharing
+        for target, mask in zip(sample.targets, sample.masks > 0, strict=True):
+            if target in sample.sharing:
+                assert torch.equal(sample.shares == sample.sharing.index(target) + 1, mask)
+                checked += 1
+    assert checked > 20
+
+
+def test_own_words_with_a_side_are_asked_for_on_the_other_in_a_mirrored_patch(make_sampler):
+    said, stays = Target(None, None, "a: lump of the left thalamus"), Target("left_heart_ventricle")
+    shown = {said: BLOCKS[LEFT], stays: BLOCKS[RIGHT], Target("brainstem"): BLOCKS[Target("brainstem")]}
+    case = block_case(shown, "own")
+    sampler = mirrored_sampler(make_sampler, case, {said: ("lump of the left thalamus",)})
+    (image,) = (target for target in sampler.targets() if target.own and target != said)
+    assert sampler.words[image] == ("lump of right thalamus",)
+    asked_for = {target for sample in draws(sampler) for target in sample.targets}
+    assert image in asked_for
+    assert not {said, stays} & asked_for
+    assert asked_for <= set(sampler.targets())
+
+
+def test_a_plan_without_augmentation_draws_not_one_number_for_it(make_sampler, monkeypatch):
+    sampler = make_sampler([block_case(BLOCKS)])
+    assert sampler.mirror is None
+    states = [np.random.default_rng(4) for _ in range(2)]
+    first = sampler.draw(states[0])
+    monkeypatch.setattr("textseg.train.sampling.augmented", lambda image, *rest: image)
+    second = sampler.draw(states[1])
+    assert first.image.equal(second.image)
+    assert first.targets == second.targets
+    assert states[0].random() == states[1].random()
+
+
+def test_channels_are_changed_as_the_plan_says(make_sampler):
+    plain = draws(make_sampler([block_case(BLOCKS)]), 5)
+    noisy = draws(make_sampler([block_case(BLOCKS)], noise_fraction=1.0, blur_fraction=1.0), 5)
+    for before, after in zip(plain, noisy, strict=True):
+        assert after.image.shape == before.image.shape
+        assert not after.image.allclose(before.image, atol=0.1)
+
+
+def test_neighbours_are_denied_before_what_is_far_away(make_sampler):
+    far = [Target(f"{side}_{name}") for side in ("left", "right") for name in ("femur", "lung")]
+    near = [Target("left_kidney", "tumor"), Target("right_kidney", "tumor")]
+    case = block_case({KIDNEY: BLOCKS[LEFT]}, "sarcoma", unseen=[*far, *near])
+    for fraction, denied in ((1.0, set(near)), (0.0, {*near, *far})):
+        sampler = make_sampler([case], "sarcoma", prompts_per_sample=2, neighbour_fraction=fraction)
+        samples = [sample for sample in draws(sampler, 60) if (KIDNEY, True) in asked(sample)]
+        assert absent_in(samples) == denied
+
+
 # Which cases are drawn.
 
 

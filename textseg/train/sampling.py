@@ -15,8 +15,10 @@ from textseg.errors import DatasetError
 from textseg.normalise import normalise
 from textseg.plan import Plan
 from textseg.prompts import Lexicon
-from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target
+from textseg.train.augment import augmented
+from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target, Words
 from textseg.train.lesions import LESION_WORDS, Lesion, add_lesion
+from textseg.train.mirror import Mirror
 from textseg.train.synth import smooth_noise, synthesise
 from textseg.volume import Modality
 
@@ -52,12 +54,17 @@ class Sample:
 class PatchSampler:
     """Draws training samples of one plan from placed cases, by the mixture's weights.
 
+    Args:
+        words: what a dataset calls some of its targets; the sampler's `words` are those of mirrored ones too.
+
     Raises:
         DatasetError: no case belongs to the plan's mixture and shows what it names, or one has images of
             another number of channels than the plan.
     """
 
-    def __init__(self, places: Sequence[Place], plan: Plan, lexicon: Lexicon) -> None:
+    def __init__(
+        self, places: Sequence[Place], plan: Plan, lexicon: Lexicon, words: Words | None = None
+    ) -> None:
         self.plan = plan
         self.lexicon = lexicon
         self.core = frozenset(plan.training.core)
@@ -80,6 +87,8 @@ class PatchSampler:
         self.names = list(weights)
         self.weights = np.array(list(weights.values())) / sum(weights.values())
         self.strangers = self._targets_by_group()
+        self.words: dict[Target, Sequence[str]] = dict(words or {})
+        self.mirror = self._mirror()
 
     def targets(self) -> list[Target]:
         """Everything that may be asked, present or absent."""
@@ -87,21 +96,36 @@ class PatchSampler:
         named = {target for facts in cases for target, _ in facts.targets}
         organs = {organ for facts in cases for organ in self._organs(facts.targets)}
         lesions = {Target(organ, word) for organ in organs for word in LESION_WORDS}
-        every = named | lesions
+        every = named | lesions | (set(self.mirror.words) if self.mirror else set())
         return sorted(every | {self._mirrored(target) for target in every}, key=lambda target: target.key)
+
+    def _mirror(self) -> Mirror | None:
+        """What everything is called in mirrored patches, if the plan has any."""
+        if not self.plan.training.mirror_fraction:
+            return None
+        cases = [place.case.facts for places in self.by_mixture.values() for place in places]
+        mirror = Mirror({target for facts in cases for target, _ in facts.targets}, self.lexicon, self.words)
+        self.words |= mirror.words
+        return mirror
 
     def draw(self, random: np.random.Generator) -> Sample:
         """One sample for a training step; the same generator state gives the same sample."""
         mixture = self.names[random.choice(len(self.names), p=self.weights)]
         places = self.by_mixture[mixture]
         place = places[random.integers(len(places))]
+        wanted: Target | None
         wanted, centre = self._centre(place, random)
         strangers = self._far_from(place)
         if strangers and random.random() < self.plan.training.stranger_fraction:
             return self._strange(place, centre, strangers, random)
         labels, images = _cut(place, centre, self.plan.training.patch_voxels, random)
-        images, lesion = self._images(place.case, labels, images, random)
-        image = torch.stack([_varied(image, random) for image in images])
+        if self.mirror and random.random() < self.plan.training.mirror_fraction:
+            # Canonical axes: x runs from left to right.
+            labels, images = labels.flip(0), [image.flip(0) for image in images]
+            place = _mirrored_place(place, self.mirror)
+            wanted = self.mirror.names[wanted]
+        images, modalities, lesion = self._images(place.case, labels, images, random)
+        image = self._scanned(images, modalities, random)
         present, absent = self._answers(place, labels, lesion, random)
         targets, masks = self._chosen(present, absent, wanted, random)
         sharing, shares = self._shared(place, labels, random)
@@ -118,10 +142,10 @@ class PatchSampler:
         fitting = [target for target in strangers if self._spacing_group(target) == group]
         zoom = np.divide(self.plan.spacing_for(group), place.case.facts.spacing_mm)
         labels, images = _cut(place, centre, self.plan.training.patch_voxels, random, zoom)
-        images, _ = self._images(place.case, labels, images, random)
+        images, modalities, _ = self._images(place.case, labels, images, random)
         shuffled = [fitting[i] for i in random.permutation(len(fitting))]
         targets, masks = self._chosen({}, shuffled, None, random)
-        image = torch.stack([_varied(image, random) for image in images])
+        image = self._scanned(images, modalities, random)
         # What can't be there is in no unlabelled voxel either: all of the patch is known.
         known = torch.ones_like(labels, dtype=torch.bool)
         return Sample(image, targets, masks, (), torch.zeros_like(labels), known)
@@ -157,8 +181,8 @@ class PatchSampler:
 
     def _images(
         self, case: Case, labels: Tensor, images: list[Tensor], random: np.random.Generator
-    ) -> tuple[list[Tensor], Lesion | None]:
-        """The normalised channels of the patch, real or synthesised, and the lesion that was put into them.
+    ) -> tuple[list[Tensor], tuple[Modality, ...], Lesion | None]:
+        """The normalised channels of the patch, real or synthesised, what they are, and the lesion put in.
 
         A label map's channels are drawn one after the other, so each has a contrast of its own.
         """
@@ -174,7 +198,17 @@ class PatchSampler:
                 normalise(image, self.plan.intensity[modality])
                 for image, modality in zip(images, modalities, strict=True)
             ]
-        return images, lesion
+        return images, modalities, lesion
+
+    def _scanned(
+        self, images: Sequence[Tensor], modalities: Sequence[Modality], random: np.random.Generator
+    ) -> Tensor:
+        """The channels (channels, x, y, z) as one scanner or another might have given them."""
+        changed = [
+            augmented(image, modality, self.plan.training, random)
+            for image, modality in zip(images, modalities, strict=True)
+        ]
+        return torch.stack([_varied(image, random) for image in changed])
 
     def _modalities(self, facts: CaseFacts, random: np.random.Generator) -> tuple[Modality, ...]:
         """Of each channel; a label map may be drawn as CT or as MR unless the plan decides."""
@@ -253,12 +287,28 @@ class PatchSampler:
             near += [Target(organ, str(random.choice(LESION_WORDS))) for organ in seen]
         near = [target for target in near if target not in present]
         others = [t for t in unseen if self._mirrored(t) in present]
+        neighbour_fraction = self.plan.training.neighbour_fraction
+        if neighbour_fraction > 0 and random.random() < neighbour_fraction:
+            others += self._neighbours(unseen, present)
         strangers = self._far_from(place)
         far = [strangers[random.integers(len(strangers))] for _ in range(2)] if strangers else []
         near_misses, rest = near + others, unseen + far
         random.shuffle(near_misses)
         random.shuffle(rest)
         return present, near_misses + rest
+
+    def _neighbours(self, unseen: Sequence[Target], present: Mapping[Target, Tensor]) -> list[Target]:
+        """Of the unseen those that belong to something present, or with it to something larger.
+
+        The tumour of an organ that is there without one, the next vertebra, another lobe.
+        """
+        seen = {name for target in present for name in self._belongings(target)}
+        return [target for target in unseen if seen & self._belongings(target)]
+
+    def _belongings(self, target: Target) -> set[str]:
+        if target.structure is None:
+            return set()
+        return {target.structure, *self.lexicon.concepts[target.structure].parents}
 
     def _weight(self, target: Target, voxels: float) -> float:
         """How often a target is asked: by the square root of its size, and more often in the core.
@@ -329,6 +379,11 @@ def _drawn(weights: Sequence[float], count: int, random: np.random.Generator) ->
         return []
     shares = np.asarray(weights, dtype=np.float64)
     return [int(i) for i in random.choice(len(shares), size=count, replace=False, p=shares / shares.sum())]
+
+
+def _mirrored_place(place: Place, mirror: Mirror) -> Place:
+    """A case by what its labels are called in a mirrored patch; its voxels stay where they are."""
+    return replace(place, case=replace(place.case, facts=mirror.facts(place.case.facts)))
 
 
 def _labelled(case: Case, labels: Tensor) -> Tensor:
