@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -36,7 +37,8 @@ def score(
         Path | None,
         typer.Option(
             metavar="JSON",
-            help='What labels mean: {"liver": 1, ...} or nnU-Net\'s dataset.json; beside REF it is found.',
+            help='What labels mean: {"liver": 1, ...} or nnU-Net\'s dataset.json; beside REF it is found, '
+            "as is annotated.json, which says what is drawn in full.",
         ),
     ] = None,
     tolerance: Annotated[
@@ -80,18 +82,22 @@ def score(
     tests and a ranking for several systems. Cases are matched by their names,
     structures by what their names mean.
     """
+    from textseg.dataset import ANNOTATED_FILE
     from textseg.scores.cases import Scoring, score_pairs
     from textseg.scores.challenge import CHALLENGES
-    from textseg.scores.inputs import DATASET_FILE, Names, find_pairs, read_names
+    from textseg.scores.inputs import DATASET_FILE, Names, find_pairs, read_complete, read_names
     from textseg.scores.report import brief_tables_of, write_report
 
     screen = Screen(quiet)
     systems = _systems([predicted, *(against or [])])
-    beside = [reference / DATASET_FILE, reference.parent / DATASET_FILE]
-    names = names or next((path for path in beside if path.is_file()), None)
+    names = names or _beside(reference, DATASET_FILE)
+    annotated = _beside(reference, ANNOTATED_FILE)
     chosen = CHALLENGES[challenge.value] if challenge else None
     rules = _rules(chosen, tolerance)
-    scoring = Scoring(read_names(names) if names else Names(), rules, tuple(lesion or ()), resample)
+    known = read_names(names) if names else Names()
+    if annotated:
+        known = replace(known, complete=read_complete(annotated))
+    scoring = Scoring(known, rules, tuple(lesion or ()), resample)
     pairs = {system: find_pairs(path, reference) for system, path in systems.items()}
     scores, notes = {}, []
     with screen.progress() as progress:
@@ -109,6 +115,13 @@ def score(
         written = write_report(out, scores, rules, challenge=chosen, notes=notes, overwrite=overwrite)
         if not quiet:
             screen.lines([f"Written to {out}: {', '.join(path.name for path in written)}"])
+
+
+def _beside(reference: Path, name: str) -> Path | None:
+    """A file in the folder of references, or beside it, as nnU-Net lays them out."""
+    folder = reference.parent if reference.is_file() else reference
+    places = (folder / name, folder.resolve().parent / name)
+    return next((path for path in places if path.is_file()), None)
 
 
 def _rules(challenge: Challenge | None, tolerance_mm: float | None) -> Rules:

@@ -90,6 +90,17 @@ def test_another_grid_is_refused_in_one_line(
     assert "Note: mine: b: resampled to the grid of the reference." in resampled.stderr
 
 
+def test_labels_that_are_drawn_in_part_are_left_out(textseg: Run, folders: tuple[Path, Path]) -> None:
+    predicted, reference = folders
+    annotated = {"a": {"complete": ["liver"], "partial": ["liver tumor"]}}
+    (reference / "annotated.json").write_text(json.dumps(annotated), encoding="utf-8")
+    for pair in (folders, (predicted / "a.nii.gz", reference / "a.nii.gz")):
+        result = textseg("score", *pair, "--workers", 1)
+        assert result.exit_code == 0, result.output
+        assert "a: drawn in part in the reference, and so not scored: liver tumor." in result.stderr
+    assert "liver tumor" not in result.stdout  # of the one case alone
+
+
 def test_quiet_says_nothing(textseg: Run, folders: tuple[Path, Path]) -> None:
     result = textseg("score", *folders, "--quiet", "--workers", 1)
     assert (result.exit_code, result.output) == (0, "")

@@ -40,6 +40,16 @@ def test_structures_of_two_label_maps_are_scored_by_name(write, labels, tmp_path
     assert case.notes == ()
 
 
+def test_what_is_drawn_in_part_is_not_scored_and_what_is_not_listed_is_not_absent(write, labels, tmp_path):
+    for name in ("ref/a.nii.gz", "pred/a.nii.gz", "ref/b.nii.gz", "pred/b.nii.gz"):
+        write(name, labels)
+    names = Names(NAMES.labels, complete={"a": ["liver"]})
+    a, b = score_pairs(find_pairs(tmp_path / "pred", tmp_path / "ref"), Scoring(names))
+    assert list(by_structure(a)) == ["liver"]
+    assert a.notes == ("a: drawn in part in the reference, and so not scored: liver tumor.",)
+    assert list(by_structure(b)) == ["liver", "liver tumor", "spleen"]
+
+
 def test_masks_against_a_label_map_are_matched_by_meaning(write, labels, tmp_path):
     write("ref/a.nii.gz", labels)
     write("pred/a/hepar.nii.gz", labels == LIVER)

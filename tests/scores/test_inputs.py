@@ -12,7 +12,7 @@ import pytest
 from tests.scores.conftest import block
 from textseg.errors import DatasetError, GeometryError, ScanError
 from textseg.geometry import Box
-from textseg.scores.inputs import box_of, cut, find_pairs, match_names, open_labels, read_names
+from textseg.scores.inputs import box_of, cut, find_pairs, match_names, open_labels, read_complete, read_names
 
 
 @pytest.fixture
@@ -198,3 +198,13 @@ def test_what_is_no_label_map_is_refused(tmp_path, grid):
     nib.save(nib.Nifti1Image(np.full(grid.shape, 0.5), grid.affine), tmp_path / "a.nii.gz")
     with pytest.raises(ScanError, match="whole numbers"):
         open_labels(tmp_path / "a.nii.gz")
+
+
+def test_what_is_drawn_in_full_is_read_or_refused(tmp_path):
+    path = tmp_path / "annotated.json"
+    path.write_text('{"chest": {"complete": ["liver"], "partial": ["heart"]}}', encoding="utf-8")
+    assert read_complete(path) == {"chest": ["liver"]}
+    for wrong in ('{"chest": {"partial": []}}', "[1]", "{"):
+        path.write_text(wrong, encoding="utf-8")
+        with pytest.raises(DatasetError, match="complete"):
+            read_complete(path)

@@ -113,7 +113,10 @@ def score_pair(pair: CasePair, scoring: Scoring) -> CaseScores:
     grid = _grid_of(pair, reference)
     predicted = _predicted_side(pair, reference, grid, scoring)
     known = scoring.names.known.get(pair.case)
-    wanted = [name for name in reference.names if known is None or _has(reference, name) or name in known]
+    complete = scoring.names.complete.get(pair.case)
+    named = [name for name in reference.names if known is None or _has(reference, name) or name in known]
+    wanted = [name for name in named if complete is None or name in complete]
+    partial = [name for name in named if name not in wanted and _has(reference, name)]
     matched = match_names(wanted, predicted.names)
     presence = predicted.files.presence
     scores, resampled = [], False
@@ -140,9 +143,12 @@ def score_pair(pair: CasePair, scoring: Scoring) -> CaseScores:
             f"A prediction must name structures as its reference does, but in {pair.case} none is the same: "
             f"{_some(predicted.names)} against {_some(wanted)}. Give --names."
         )
-    moved = [f"{pair.case}: resampled to the grid of the reference."] if resampled else []
-    named = [name for name in predicted.names if _has(predicted, name)]
-    return CaseScores(pair.case, tuple(scores), (*moved, *_notes(pair.case, wanted, named, matched)))
+    notes = [f"{pair.case}: resampled to the grid of the reference."] if resampled else []
+    if partial:
+        notes.append(f"{pair.case}: drawn in part in the reference, and so not scored: {_some(partial)}.")
+    answered = match_names(named, predicted.names)
+    shown = [name for name in predicted.names if _has(predicted, name)]
+    return CaseScores(pair.case, tuple(scores), (*notes, *_notes(pair.case, wanted, shown, answered)))
 
 
 def is_finding(name: str) -> bool:

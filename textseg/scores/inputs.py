@@ -38,10 +38,13 @@ class Names:
         labels: for each number from 1 its name.
         known: for partly labelled data the structures that were looked for, by case; a case that is not
             listed was labelled in full.
+        complete: for data of which some labels are drawn in part the structures that are drawn in full, by
+            case; of a case that is listed no others are scored.
     """
 
     labels: Mapping[int, str] = field(default_factory=dict)
     known: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    complete: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,22 @@ def read_names(path: Path) -> Names:
     if not isinstance(known, dict) or not all(isinstance(names, list) for names in known.values()):
         raise wrong
     return Names(labels, known)
+
+
+def read_complete(path: Path) -> dict[str, list[str]]:
+    """Which labels each case shows in full, from annotated.json: {"case": {"complete": [...], ...}, ...}.
+
+    Raises:
+        DatasetError: the file can't be read or is none of that kind.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        return {case: [str(name) for name in entry["complete"]] for case, entry in document.items()}
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise DatasetError(
+            f'{path} gives each case its "complete" labels, but it can\'t be read so '
+            f"({type(error).__name__}: {error})."
+        ) from error
 
 
 def find_pairs(predicted: Path, reference: Path) -> list[CasePair]:
