@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from textseg.volume import Modality
 
 
+# A folder of label maps beside the scans would fill the screen.
+MOST_WARNINGS = 5
+
+
 @plain_errors()
 def pretrain(
     folder: Annotated[
@@ -59,7 +63,7 @@ def pretrain(
     from textseg.train.pretrain import pretrain as pretrain_on
     from textseg.train.pretrain import pretraining_plan, save_pretrained
     from textseg.train.start import put_into, read_encoder_weights
-    from textseg.train.unlabelled import prepare_scans
+    from textseg.train.unlabelled import INDEX_FILE, prepare_scans
 
     screen = Screen()
     kind = None if modality is ModalityChoice.AUTO else cast("Modality", modality.value)
@@ -79,8 +83,10 @@ def pretrain(
             workers=os.cpu_count() or 1,
             progress=lambda done, of: progress("preparing scans", done, of),
         )
-        for path, reason in scans.skipped:
+        for path, reason in scans.skipped[:MOST_WARNINGS]:
             screen.warning(f"{path} is left out: {reason}")
+        if more := len(scans.skipped[MOST_WARNINGS:]):
+            screen.warning(f"{more} more are left out; {run / 'scans' / INDEX_FILE} says why.")
 
         def report(step: PretrainingStep) -> None:
             progress(f"loss {step.loss:.3f}, {_words(step.left_s)} left", step.number, step.of)

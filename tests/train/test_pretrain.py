@@ -21,12 +21,12 @@ from textseg.network.build import build_network
 from textseg.prepare import prepare
 from textseg.scan import read_scan
 from textseg.train.blocks import read_blocks
+from textseg.train.checkpoint import STATE_FILE
 from textseg.train.masked import MaskedAutoencoder, at_size, block_size, hidden_loss, visible_blocks
 from textseg.train.pretrain import (
     GAP,
     LOG_FILE,
     PICTURE_FILE,
-    STATE_FILE,
     TILE,
     TITLE,
     picture,

@@ -15,6 +15,7 @@ from textseg.models import find_model
 from textseg.network.build import build_network
 from textseg.network.weights import load_network
 from textseg.plan import Plan
+from textseg.train.checkpoint import STATE_FILE
 from textseg.train.loop import fresh
 from textseg.train.start import (
     ENCODER_FILE,
@@ -286,3 +287,11 @@ def test_a_run_does_not_go_on_from_another_encoder(tmp_path):
 def test_a_source_that_is_not_there_is_named(tmp_path):
     with pytest.raises(ModelError, match=r"no\.pth.*neither"):
         read_encoder_weights(tmp_path / "no.pth")
+
+
+def test_a_run_that_was_begun_without_weights_does_not_go_on_with_some(tmp_path):
+    save_file(stunet_weights((8, 8, 16), 1), tmp_path / "weights.safetensors")
+    report = put_into(read_encoder_weights(tmp_path / "weights.safetensors"), build_network(planned()))
+    (tmp_path / STATE_FILE).write_bytes(b"")
+    with pytest.raises(ModelError, match="was begun without other weights"):
+        keep_report(report, tmp_path)

@@ -27,6 +27,7 @@ from textseg.device import Compute, fastest_type
 from textseg.errors import DatasetError, TextsegError
 from textseg.plan import PLAN_FILE, Plan, Triple, write_plan
 from textseg.train.blocks import BlockedArray, read_blocks
+from textseg.train.checkpoint import STATE_FILE
 from textseg.train.loop import groups_of, learning_rate
 from textseg.train.masked import MaskedAutoencoder, at_size, block_size, hidden_loss, visible_blocks
 from textseg.train.start import ENCODER_FILE
@@ -36,7 +37,6 @@ HOLD_BACK_EVERY_NTH = 10
 HELD_BACK_PATCHES = 8
 # Lines of the log that a whole run has at least.
 LOG_LINES = 20
-STATE_FILE = "state.pt"
 LOG_FILE = "log.csv"
 SAVE_EVERY_S = 300.0
 PICTURE_FILE = "reconstructions.png"

@@ -28,6 +28,7 @@ from textseg.network.weights import NETWORK_FILE, file_hash
 from textseg.plan import Plan
 from textseg.registry.entries import all_entries
 from textseg.safe_loading import check_finite, load_checkpoint, network_weights
+from textseg.train.checkpoint import STATE_FILE
 from textseg.train.loop import Beginning, fresh
 
 ENCODER_FILE = "encoder.safetensors"
@@ -218,7 +219,7 @@ def keep_report(report: StartReport, run: Path) -> None:
     """Write the report into a run's folder, as JSON and as a table to read.
 
     Raises:
-        ModelError: the run was begun from other weights.
+        ModelError: the run was begun from other weights, or without any.
     """
     path = run / REPORT_FILE
     if path.is_file():
@@ -229,6 +230,11 @@ def keep_report(report: StartReport, run: Path) -> None:
                 f"{report.path}. Give a new run folder."
             )
         return
+    if (run / STATE_FILE).is_file():
+        raise ModelError(
+            f"A run goes on as it was begun, and {run} was begun without other weights, but got "
+            f"{report.path}. Give a new run folder."
+        )
     document = {**vars(report), "rows": [vars(row) for row in report.rows]}
     lines = [report.summary, *report.notes, "", *report.table()]
     write_bytes(run / TABLE_FILE, ("\n".join(lines) + "\n").encode())
