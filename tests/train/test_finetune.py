@@ -131,6 +131,13 @@ def test_the_plan_of_a_finetuning_learns_slower_and_rehearses_if_asked(plan, dat
     assert tuned.network == plan.network
 
 
+def test_a_finetuning_is_validated_now_and_then_or_as_its_plan_says(plan, dataset, with_training):
+    intervals = [finetune_plan(plan, dataset, steps).training.validate_every for steps in (40, 5000)]
+    assert intervals == [100, 250]
+    own = with_training(validate_every=30)
+    assert finetune_plan(own, dataset, 5000).training.validate_every == 30
+
+
 def test_prompts_with_nearly_the_same_vector_are_named():
     vectors = {"a": [1.0, 0.0], "b": [0.999, 0.02], "c": [0.0, 1.0], "d": [0.01, 1.0]}
 

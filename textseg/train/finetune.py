@@ -25,6 +25,8 @@ from textseg.train.loop import Beginning, groups_of
 LORA_RANK = 8
 # Each stage further from the masks learns this much slower: what early stages know fits most scans already.
 LAYER_DECAY = 0.8
+# Steps between two validations; a shorter run is validated at its end alone.
+SHORTEST_INTERVAL = 100
 # Two prompts whose vectors are nearer than this can't be told apart by a network.
 TOO_NEAR = 0.97
 
@@ -120,6 +122,8 @@ def finetune_plan(
             "learning_rate": learning_rate or plan.training.learning_rate / 5,
             "mixture": mixture,
             "core": (),
+            # Twenty times in a long run: a validation costs at most eight steps or so.
+            "validate_every": plan.training.validate_every or max(SHORTEST_INTERVAL, steps // 20),
         }
     )
     common = common_group(dataset, plan)
