@@ -107,8 +107,8 @@ def train(
 
     A folder with plan.json and sources.json is trained from the data that it names.
 
-    On several GPUs: torchrun --nproc-per-node 2 -m textseg_cli train ... They share
-    out the plan's batch.
+    On several GPUs, which share out the plan's batch:
+    torchrun --nproc-per-node 2 -m textseg_cli -- train ...
     """
     run, model = _run_and_model(run, out)
     places = _places(source, model, run, arrays or run / "cases", text)
