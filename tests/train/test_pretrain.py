@@ -211,6 +211,18 @@ def test_hidden_voxels_are_never_seen(plan, norm):
             assert feature[seen].any()
 
 
+def test_it_computes_in_bfloat16_too(plan):
+    torch.manual_seed(3)
+    network = MaskedAutoencoder(of_norm(plan, "instance")).train()
+    visible = torch.from_numpy(visible_blocks((4, 3, 4), np.random.default_rng(2)))[None]
+    image = torch.randn(1, 1, 16, 12, 16)
+    with torch.autocast("cpu", torch.bfloat16):
+        painted = network(image, visible)
+    hidden_loss(painted, image, visible).backward()
+    assert all(torch.isfinite(parameter.grad).all() for parameter in network.parameters())
+    torch.testing.assert_close(painted.float(), network(image, visible), rtol=0.1, atol=0.1)
+
+
 @pytest.mark.parametrize("norm", ["batch", "instance"])
 def test_with_all_blocks_visible_the_encoder_is_the_plans_own(plan, norm):
     torch.manual_seed(3)

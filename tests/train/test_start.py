@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -109,6 +110,31 @@ def test_a_residual_encoder_of_nnunet_gives_the_same_features(tmp_path, norm, tr
     for feature, other in zip(ours, expected, strict=True):
         back = [2 + order.index(axis) for axis in range(3)]
         torch.testing.assert_close(feature, other.permute(0, 1, *back), rtol=1e-4, atol=1e-4)
+
+
+def test_a_trained_folder_of_nnunet_is_a_source_and_its_second_names_do_not_confuse(tmp_path):
+    unet = pytest.importorskip("dynamic_network_architectures.architectures.unet")
+    options = arguments(nn.InstanceNorm3d, (2, 1, 0)) | {"n_blocks_per_stage": (1, 2, 1)}
+    del options["return_skips"]
+    theirs = random_weights(
+        unet.ResidualEncoderUNet(**options, num_classes=2, n_conv_per_stage_decoder=1, deep_supervision=True)
+    )
+    weights = theirs.state_dict()
+    assert any(name.startswith("decoder.encoder.") for name in weights)
+    assert any(".all_modules." in name for name in weights)
+    (tmp_path / "fold_0").mkdir()
+    for name in ("plans.json", "dataset.json"):
+        (tmp_path / name).write_text("{}")
+    torch.save({"network_weights": weights}, tmp_path / "fold_0" / "checkpoint_final.pth")
+    found = read_encoder_weights(tmp_path)
+    own_decoder = [name for name in weights if re.match(r"decoder\.(?!encoder)", name)]
+    assert found.others == len(own_decoder)
+    network = build_network(planned())
+    report = put_into(found, network)
+    assert report.numbers == report.of_numbers
+    left = [row for row in report.rows if row.ours is None]
+    assert left
+    assert all(row.theirs.endswith("conv.bias") and "norm follows" in row.why for row in left)
 
 
 def test_a_plain_encoder_gives_what_fits_and_says_what_does_not(tmp_path):
