@@ -138,6 +138,17 @@ def test_what_lies_under_ignore_changes_no_gradient(folder: Path, plan: Plan) ->
     )
 
 
+def test_a_map_of_what_is_known_goes_to_the_device_only_if_something_is_not(folder: Path, plan: Plan) -> None:
+    batch = question(placed(folder, plan), plan)
+    there = batch.to(CPU)
+    assert there.valid is not None
+    assert batch.valid is not None
+    assert torch.equal(there.valid, batch.valid)
+    assert torch.equal(there.shares, batch.shares)
+    assert batch._replace(valid=torch.ones_like(batch.valid)).to(CPU).valid is None
+    assert batch._replace(valid=None).to(CPU).valid is None
+
+
 def test_unlabelled_voxels_are_known_in_no_sample_and_asked_in_none(folder: Path, plan: Plan) -> None:
     places = placed(folder, plan)
     assert all(place.case.facts.ignore == IGNORE for place in places)

@@ -83,9 +83,11 @@ class Question(NamedTuple):
     valid: Tensor | None = None
 
     def to(self, device: torch.device) -> Question:
-        """The same question on a device."""
-        parts = [None if part is None else part.to(device, non_blocking=True) for part in self]
-        return Question._make(parts)
+        """The same question on a device; a map of what is known says None there if that is everything."""
+        parts = [None if part is None else part.to(device, non_blocking=True) for part in self[:-1]]
+        # Asked here, where no GPU has to be waited for: without the map the losses are cheaper by a third.
+        valid = None if self.valid is None or self.valid.all() else self.valid
+        return Question._make([*parts, None if valid is None else valid.to(device, non_blocking=True)])
 
     def part(self, samples: slice) -> Question:
         """The questions of some samples of a batch."""
