@@ -15,6 +15,9 @@ from textseg_cli.output import Screen
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run of train or finetune.")],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FOLDER", help="The model.")],
+    last: Annotated[
+        bool, typer.Option("--last", help="The last weights, even where others did better in validation.")
+    ] = False,
     float32: Annotated[
         bool, typer.Option("--float32", help="Weights as they were trained; float16 by default.")
     ] = False,
@@ -29,5 +32,5 @@ def export(
     from textseg.train.export import export_run
 
     Destination(out).check_folder()
-    step = export_run(run, out, float32=float32, overwrite=overwrite)
-    Screen().lines([f"The model of step {step} is in {out}"])
+    steps = export_run(run, out, last=last, float32=float32, overwrite=overwrite)
+    Screen().lines([f"The model is in {out}, from a run of {steps} {'step' if steps == 1 else 'steps'}"])

@@ -85,7 +85,7 @@ def finetune(
     from textseg.prompts import default_lexicon
     from textseg.train.distributed import here
     from textseg.train.export import RunPlaces, check_model_place
-    from textseg.train.finetune import Tuned, finetune_plan, tuned_from
+    from textseg.train.finetune import Tuned, finetune_plan, tuned_from, with_fitting_patch
     from textseg.train.own import check_once
     from textseg.train.start import put_into, read_encoder_weights
 
@@ -113,4 +113,16 @@ def finetune(
         with here(compute.device).first_goes_first():
             problems = check_once(dataset, run, lexicon, os.cpu_count() or 1, progress)
         note_warnings(screen, problems, dataset_folder)
-        train_and_tell(screen, dataset, chosen, plan, places, lexicon, compute, longest, progress, begin)
+        train_and_tell(
+            screen,
+            dataset,
+            chosen,
+            plan,
+            places,
+            lexicon,
+            compute,
+            longest,
+            progress,
+            begin=begin,
+            fitted=with_fitting_patch,
+        )

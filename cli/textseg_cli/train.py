@@ -236,6 +236,7 @@ def train_and_tell(
     minutes: float,
     progress: Progress,
     begin: Callable[[Plan], Beginning] | None = None,
+    fitted: Callable[[Plan, Path], Plan] = lambda plan, arrays: plan,
 ) -> None:
     """The part that training from scratch and fine-tuning share: from a checked dataset to its model."""
     from textseg.train.loop import fresh
@@ -250,6 +251,7 @@ def train_and_tell(
         lexicon,
         compute,
         begin=begin or fresh,
+        fitted=fitted,
         minutes=minutes,
         workers=os.cpu_count() or 1,
         report=_step_shown(progress),

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Run, Stub
 from tests.train.test_labelled import write_dataset
 from textseg.train.cases import Target
+from textseg.train.checkpoint import BEST_FILE
 from textseg.train.export import TAUGHT_FILE, read_taught
 
 CASES = {"cases": {"a": [{"text": "the lump that the patient feels", "label": "odd thing"}]}}
@@ -40,7 +41,7 @@ def test_an_exported_model_is_that_of_the_run_and_predicts_alone(
 ) -> None:
     result = textseg("export", tuned, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
-    assert "step 1" in result.stdout
+    assert "a run of 1 step\n" in result.stdout
     trained, exported = (load_file(tmp_path / name / "network.safetensors") for name in ("mine", "out"))
     assert trained.keys() == exported.keys()
     assert all(torch.equal(trained[name], exported[name]) for name in trained)
@@ -105,3 +106,27 @@ def test_a_damaged_state_is_one_sentence(textseg: Run, tuned: Path, tmp_path: Pa
     result = textseg("export", tuned, "-o", tmp_path / "out")
     assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_best_weights_are_exported_unless_the_last_are_asked_for(
+    textseg: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    dataset = write_dataset(tmp_path / "set", cases=("a", "b", "c"))
+    options = ("--from", tiny_model, "-o", tmp_path / "mine", "--steps", "2", "--hold-back", "3")
+    assert textseg("finetune", dataset, *options, "--device", "cpu").exit_code == 0
+    run = tmp_path / "mine.run"
+    # As if step 1 had done better, with weights that are told from any others.
+    best = {name: torch.zeros(tensor.shape) for name, tensor in _averaged(run).items()}
+    save_file(best, run / BEST_FILE, {"step": "1", "dice": "0.5"})
+    assert textseg("export", run, "-o", tmp_path / "best").exit_code == 0
+    assert not any(tensor.any() for tensor in load_file(tmp_path / "best" / "network.safetensors").values())
+    assert textseg("export", run, "-o", tmp_path / "last", "--last").exit_code == 0
+    assert any(tensor.any() for tensor in load_file(tmp_path / "last" / "network.safetensors").values())
+    card = (tmp_path / "last" / "card.md").read_text(encoding="utf-8")
+    assert "not been scored" in card
+    assert "average at step 2" in card
+
+
+def _averaged(run: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, dict[str, torch.Tensor]] = torch.load(run / "state.pt", weights_only=True)
+    return state["averaged"]

@@ -158,6 +158,6 @@ def test_what_never_happens_draws_nothing(with_training, patch) -> None:
 
 
 def test_every_fraction_makes_its_own_change(with_training, patch) -> None:
-    for name in augment.USUAL_FRACTIONS.keys() - {"mirror_fraction"}:
+    for name in augment.USUAL_FRACTIONS.keys() - {"mirror_fraction", "neighbour_fraction"}:
         changed = augment.augmented(patch, "mr", with_training(**{name: 1.0}).training, random(1))
         assert not changed.equal(patch), name

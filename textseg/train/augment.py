@@ -23,6 +23,7 @@ from textseg.volume import Modality
 
 # What a recipe for somebody's own data begins with, nnU-Net's chances where it has the same change.
 USUAL_FRACTIONS: dict[str, float] = {
+    "neighbour_fraction": 0.5,
     "mirror_fraction": 0.5,
     "low_resolution_fraction": 0.2,
     "blur_fraction": 0.15,

@@ -46,7 +46,8 @@ UNSCORED_CARD = """# Model card: textseg {name}
 **Intended use** research and annotation. Not a medical device, not for diagnosis or treatment: look at every
 mask.
 
-**Training** {steps} of {of} steps. The plan beside this card owns every number.
+**Training** {steps} of {of} steps; the weights are the average at step {step}. The plan beside this card owns
+every number.
 
 This model was taken out of a run and has not been scored on held-back cases.
 """
@@ -131,13 +132,16 @@ def write_trained(
         write_bytes(places.run / name, (places.model / name).read_bytes())
 
 
-def export_run(run: Path, model: Path, *, float32: bool = False, overwrite: bool = False) -> int:
+def export_run(
+    run: Path, model: Path, *, last: bool = False, float32: bool = False, overwrite: bool = False
+) -> int:
     """Make a model's folder from a run that has ended or was stopped; gives the steps that it has done.
 
     The weights are the run's best average where it was validated, else its last one. The card is the run's
-    where it was scored after these steps; else it says that nothing was measured.
+    where all steps are done and these weights were scored; else it says that nothing was measured.
 
     Args:
+        last: the last average even where another did better.
         float32: keep the weights as they were trained; else they are rounded to float16, half as large.
         overwrite: replace a model that is there.
 
@@ -147,19 +151,23 @@ def export_run(run: Path, model: Path, *, float32: bool = False, overwrite: bool
         OutputError: the model's folder holds a model, or can't be written to.
     """
     check_model_place(RunPlaces(model, run, run, run), overwrite=overwrite)
-    plan, weights, step = _state(run)
-    network = merge_low_rank(_network(plan, weights, run))
+    kept = _kept(run, last=last)
+    network = merge_low_rank(_network(kept.plan, kept.weights, run))
     try:
-        _write_beside(model, plan, run)
-        metadata = {"plan": plan.name, "steps": str(step), "seed": str(plan.training.seed)}
+        _write_beside(model, kept.plan, run)
         if float32:
+            metadata = {
+                "plan": kept.plan.name,
+                "steps": str(kept.steps),
+                "seed": str(kept.plan.training.seed),
+            }
             write_bytes(model / NETWORK_FILE, save(_as_float32(network.state_dict()), metadata))
         else:
-            save_model(network, plan, model, step)
-        _write_card(run, model, plan, step)
+            save_model(network, kept.plan, model, kept.steps)
+        _write_card(run, model, kept)
     except OSError as error:
         raise OutputError(f"{model} can't be written to: {error.strerror or error}.") from error
-    return step
+    return kept.steps
 
 
 def taught(arrays: Path) -> dict[Target, tuple[str, ...]]:
@@ -246,8 +254,18 @@ def _is_written_by(run: Path, model: Path) -> bool:
         return False
 
 
-def _state(run: Path) -> tuple[Plan, dict[str, Tensor], int]:
-    """A run's plan, its best averaged weights or, without validation, its last ones, and its steps."""
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What a run keeps: plan, averaged weights, their step, the steps done, whether its card is of them."""
+
+    plan: Plan
+    weights: Mapping[str, Tensor]
+    step: int
+    steps: int
+    scored: bool
+
+
+def _kept(run: Path, *, last: bool) -> _Kept:
     for name in (PLAN_FILE, STATE_FILE):
         if not (run / name).is_file():
             hint = f" Did you mean {run}.run?" if Path(f"{run}.run").is_dir() else ""
@@ -256,13 +274,17 @@ def _state(run: Path) -> tuple[Plan, dict[str, Tensor], int]:
             )
     try:
         state = torch.load(run / STATE_FILE, map_location="cpu", weights_only=True)
-        weights = load_safetensors(run / BEST_FILE) if find_best(run) else state["averaged"]
-        return read_plan(run), weights, int(state["step"])
+        plan, weights, steps = read_plan(run), state["averaged"], int(state["step"])
     except (OSError, RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
         reason = str(error).partition("\n")[0]
         raise DatasetError(
             f"{run / STATE_FILE} holds a run's state, but it can't be read: {reason}."
         ) from error
+    best = find_best(run)
+    ended = steps == plan.training.steps and (run / CARD_FILE).is_file()
+    if best is None or last:
+        return _Kept(plan, weights, steps, steps, ended and best is None)
+    return _Kept(plan, load_safetensors(run / BEST_FILE), best.step, steps, ended)
 
 
 def _network(plan: Plan, weights: Mapping[str, Tensor], run: Path) -> TextPromptedNetwork:
@@ -287,12 +309,14 @@ def _as_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def _write_card(run: Path, model: Path, plan: Plan, step: int) -> None:
-    scored = step == plan.training.steps and (run / CARD_FILE).is_file()
-    if scored:
+def _write_card(run: Path, model: Path, kept: _Kept) -> None:
+    if kept.scored:
         for name in (CARD_FILE, SCORES_FILE):
             write_bytes(model / name, (run / name).read_bytes())
         return
     (model / SCORES_FILE).unlink(missing_ok=True)
-    text = UNSCORED_CARD.format(name=plan.name, summary=plan.summary, steps=step, of=plan.training.steps)
+    plan = kept.plan
+    text = UNSCORED_CARD.format(
+        name=plan.name, summary=plan.summary, step=kept.step, steps=kept.steps, of=plan.training.steps
+    )
     write_bytes(model / CARD_FILE, text.encode())

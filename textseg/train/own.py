@@ -19,6 +19,7 @@ from textseg.fingerprint import files_key, kept_fingerprint, take_fingerprint
 from textseg.plan import PLAN_FILE, Plan, read_plan
 from textseg.planning import REASONS_FILE, make_plan, write_planned
 from textseg.prompts import Lexicon
+from textseg.train.augment import USUAL_FRACTIONS
 from textseg.train.distributed import here
 from textseg.train.export import RunPlaces, keep_beside, write_trained
 from textseg.train.finetune import finetune_plan
@@ -76,9 +77,17 @@ def plan_once(
     if same_files and same_budget and (folder / PLAN_FILE).is_file():
         return read_plan(folder)
     fingerprint = take_fingerprint(dataset, folder, workers, progress)
-    planned = make_plan(fingerprint, memory_bytes, base, bytes_per_value, progress=progress)
+    planned = make_plan(
+        fingerprint, memory_bytes, with_usual_changes(base), bytes_per_value, progress=progress
+    )
     write_planned(planned, folder, dataset.name)
     return planned.plan
+
+
+def with_usual_changes(plan: Plan) -> Plan:
+    """The plan with its patches mirrored and changed as often as usual, and neighbours denied first."""
+    training = plan.training.model_copy(update=USUAL_FRACTIONS)
+    return plan.model_copy(update={"training": training})
 
 
 def with_text_of(plan: Plan, folder: Path) -> Plan:
@@ -113,6 +122,7 @@ def train_on_dataset(
     compute: Compute,
     *,
     begin: Callable[[Plan], Beginning] = fresh,
+    fitted: Callable[[Plan, Path], Plan] = lambda plan, arrays: plan,
     minutes: float = math.inf,
     workers: int = 1,
     report: Callable[[Step], None] = lambda step: None,
@@ -124,6 +134,7 @@ def train_on_dataset(
         dataset: checked before.
         plan: with the recipe, from `scratch_plan` or `finetune_plan`.
         begin: what the run begins with: random weights, or trained ones.
+        fitted: the plan for the cases once they are prepared, such as `with_fitting_patch`.
         minutes: stop after so long; the same call goes on.
         workers: processes that prepare cases.
         report: called after every step.
@@ -136,6 +147,7 @@ def train_on_dataset(
     with world.first_goes_first():
         _prepare(split.of(dataset), split, plan, lexicon, places.arrays, workers, progress)
         keep_beside(places)
+    plan = fitted(plan, places.arrays)
     trained = run_recipe(
         plan,
         places.text,

@@ -112,9 +112,9 @@ def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> Samp
     """The recipe's endless but fixed sequence of samples."""
     recipe = plan.training
     places = [read_place(facts, arrays) for facts in read_index(arrays) if facts.split == "train"]
-    sampler = PatchSampler(places, plan, lexicon)
+    sampler = PatchSampler(places, plan, lexicon, read_words(arrays))
     encoder = load_own_encoder(model, plan.text)
-    vectors = target_vectors(sampler.targets(), encoder, lexicon, recipe.seed, own_words=read_words(arrays))
+    vectors = target_vectors(sampler.targets(), encoder, lexicon, recipe.seed, own_words=sampler.words)
     return SampleStream(sampler, vectors, recipe.seed, recipe.steps * recipe.batch)
 
 
