@@ -42,8 +42,12 @@ def score(
         ),
     ] = None,
     tolerance: Annotated[
-        float | None,
-        typer.Option(min=0, metavar="MM", help="Of the surface Dice (NSD); 2 mm by default."),
+        list[float] | None,
+        typer.Option(
+            min=0,
+            metavar="MM",
+            help="Of the surface Dice (NSD), 2 mm by default; repeatable, and the first is ranked by.",
+        ),
     ] = None,
     lesion: Annotated[
         list[str] | None,
@@ -93,7 +97,7 @@ def score(
     names = names or _beside(reference, DATASET_FILE)
     annotated = _beside(reference, ANNOTATED_FILE)
     chosen = CHALLENGES[challenge.value] if challenge else None
-    rules = _rules(chosen, tolerance)
+    rules = _rules(chosen, tolerance or [])
     known = read_names(names) if names else Names()
     if annotated:
         known = replace(known, complete=read_complete(annotated))
@@ -124,18 +128,19 @@ def _beside(reference: Path, name: str) -> Path | None:
     return next((path for path in places if path.is_file()), None)
 
 
-def _rules(challenge: Challenge | None, tolerance_mm: float | None) -> Rules:
+def _rules(challenge: Challenge | None, tolerances_mm: list[float]) -> Rules:
     from textseg.scores.measures import Rules
 
-    if challenge is None:
-        return Rules() if tolerance_mm is None else Rules(tolerance_mm=tolerance_mm)
-    theirs = challenge.rules.tolerance_mm
-    if tolerance_mm is not None and tolerance_mm != theirs:
+    rules = Rules() if challenge is None else challenge.rules
+    if not tolerances_mm:
+        return rules
+    first, *others = dict.fromkeys(tolerances_mm)
+    if challenge is not None and first != rules.tolerance_mm:
         raise DatasetError(
-            f"The challenge {challenge.name} judges surfaces at {theirs:g} mm, but --tolerance asks for "
-            f"{tolerance_mm:g}. Leave one of the two options away."
+            f"The challenge {challenge.name} judges surfaces at {rules.tolerance_mm:g} mm, but --tolerance "
+            f"asks for {first:g}. Give {rules.tolerance_mm:g} first, or leave one of the two options away."
         )
-    return challenge.rules
+    return replace(rules, tolerance_mm=first, further_mm=tuple(others))
 
 
 def _systems(paths: list[Path]) -> dict[str, Path]:

@@ -75,6 +75,26 @@ def test_a_challenge_is_not_bent_by_a_tolerance(textseg: Run, folders: tuple[Pat
     assert same.exit_code == 0
 
 
+def test_further_tolerances_stand_beside_the_first(
+    textseg: Run, folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    tolerances = ("--tolerance", 1, "--tolerance", 3)
+    result = textseg("score", *folders, *tolerances, "-o", tmp_path / "out", "--workers", 1)
+    assert result.exit_code == 0, result.output
+    assert "NSD at 3 mm" in result.stdout
+    document = json.loads((tmp_path / "out" / "scores.json").read_text(encoding="utf-8"))
+    liver = document["systems"]["mine"]["structures"]["liver"]
+    # Shifted by one voxel of 2.5 mm: the sides that face the shift are that far away, the others are not.
+    assert liver["nsd"]["mean"] < 0.9
+    assert liver["nsd_3mm"]["mean"] == 1
+    assert document["rules"]["further_mm"] == [3.0]
+    scores = (tmp_path / "out" / "scores.csv").read_text(encoding="utf-8")
+    assert scores.splitlines()[0].endswith(",nsd_3mm")
+    assert "nsd_at" not in scores
+    report = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "## Further tolerances" in report
+
+
 def test_another_grid_is_refused_in_one_line(
     textseg: Run, folders: tuple[Path, Path], tmp_path: Path
 ) -> None:

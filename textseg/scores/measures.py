@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -35,12 +36,14 @@ class Rules:
 
     Args:
         tolerance_mm: up to which two surfaces count as the same, for NSD.
+        further_mm: more such tolerances, each reported beside.
         touching: what joins voxels to one lesion.
         same_lesion: the least overlap of a lesion that is found, for F1 and DSC over true positives.
         same_lesion_by: intersection over union or Dice.
     """
 
     tolerance_mm: float = 2.0
+    further_mm: tuple[float, ...] = ()
     touching: Touching = "corners"
     same_lesion: float = SAME_LESION_IOU
     same_lesion_by: Measure = "iou"
@@ -50,7 +53,8 @@ class Rules:
 class StructureScore:
     """One structure in one scan; a measure that is not defined is NaN.
 
-    Volumes in ml, distances in mm, the rest are shares. Lesions are counted only where `lesions` says so:
+    Volumes in ml, distances in mm, the rest are shares; `nsd_at` are pairs of a further tolerance in mm and
+    NSD there. Lesions are counted only where `lesions` says so:
     `lesions_found` at the rules' overlap for F1, `lesions_seen` at an IoU of 0.1.
     """
 
@@ -76,6 +80,7 @@ class StructureScore:
     lesions_seen: int = 0
     lesion_sensitivity: float = math.nan
     false_lesions: float = math.nan
+    nsd_at: tuple[tuple[float, float], ...] = ()
 
     @property
     def there(self) -> bool:
@@ -88,12 +93,22 @@ class StructureScore:
 
 @dataclass(frozen=True)
 class Column:
-    """A measure as tables show it: the field of `StructureScore`, its heading, and which way is better."""
+    """A measure as tables show it: the field of `StructureScore`, its heading, and which way is better.
+
+    With `tolerance_mm` it is NSD at that further tolerance.
+    """
 
     field: str
     heading: str
     higher_is_better: bool
     digits: int = 3
+    tolerance_mm: float | None = None
+
+    def of(self, score: StructureScore) -> float:
+        """The measure's value."""
+        if self.tolerance_mm is not None:
+            return dict(score.nsd_at).get(self.tolerance_mm, math.nan)
+        return float(getattr(score, self.field))
 
 
 COLUMNS = (
@@ -111,6 +126,12 @@ LESION_COLUMNS = (
     Column("lesion_sensitivity", "Lesion sensitivity", True),
     Column("false_lesions", "False positives a scan", False, 2),
 )
+
+
+def tolerance_columns(scores: Sequence[StructureScore]) -> tuple[Column, ...]:
+    """NSD at each of the further tolerances that these were judged at."""
+    tolerances = dict.fromkeys(mm for score in scores for mm, _ in score.nsd_at)
+    return tuple(Column(f"nsd_{mm:g}mm", f"NSD at {mm:g} mm", True, tolerance_mm=mm) for mm in tolerances)
 
 
 def score_structure(
@@ -160,6 +181,7 @@ def score_structure(
         hd95_mm=where_there(min(distances.hausdorff(), diagonal_mm(grid))),
         assd_mm=where_there(min(distances.average(), diagonal_mm(grid))),
         presence=presence,
+        nsd_at=tuple((mm, where_there(distances.surface_dice(mm))) for mm in rules.further_mm),
         **judged,
     )
 

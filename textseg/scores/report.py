@@ -13,7 +13,14 @@ from textseg.destination import Destination
 from textseg.errors import OutputError
 from textseg.scores.challenge import Challenge
 from textseg.scores.figures import draw_bland_altman, draw_boxes, draw_calibration
-from textseg.scores.measures import COLUMNS, EMPTY_RULE, LESION_COLUMNS, Rules, StructureScore
+from textseg.scores.measures import (
+    COLUMNS,
+    EMPTY_RULE,
+    LESION_COLUMNS,
+    Rules,
+    StructureScore,
+    tolerance_columns,
+)
 from textseg.scores.presence import auroc, calibration
 from textseg.scores.tables import (
     ALL,
@@ -32,6 +39,7 @@ from textseg.scores.tables import (
     scores_csv,
     structure_table,
     structures_of,
+    tolerance_table,
     volume_table,
 )
 from textseg.version import __version__
@@ -48,6 +56,7 @@ def tables_of(systems: Systems, challenge: Challenge | None = None) -> list[Tabl
     for system, scores in systems.items():
         tables.append(structure_table(_title("Structures", system, several), scores))
         tables += _there(lesion_table(_title("Lesions", system, several), scores))
+        tables += _there(tolerance_table(_title("Further tolerances", system, several), scores))
         tables.append(overlap_table(_title("Further overlap", system, several), scores))
         tables.append(volume_table(_title("Volumes", system, several), scores))
     return [*tables, presence_table(systems)]
@@ -59,6 +68,7 @@ def brief_tables_of(systems: Systems, challenge: Challenge | None = None) -> lis
     tables = []
     for system, scores in systems.items():
         tables.append(structure_table(_title("Structures", system, several), scores))
+        tables += _there(tolerance_table(_title("Further tolerances", system, several), scores))
         tables += _there(lesion_table(_title("Lesions", system, several), scores))
     tables.append(presence_table(systems))
     if several:
@@ -182,7 +192,7 @@ def _summary(scores: Sequence[StructureScore], challenge: Challenge | None) -> d
         "structures": {
             structure: {
                 column.field: _finite(asdict(estimate))
-                for column in (*COLUMNS, *LESION_COLUMNS)
+                for column in (*COLUMNS, *tolerance_columns(scores), *LESION_COLUMNS)
                 if (estimate := estimate_of(scores, column, structure)).cases
             }
             for structure in [*structures_of(scores), ALL]

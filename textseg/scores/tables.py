@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from textseg.scores.measures import COLUMNS, LESION_COLUMNS, Column, StructureScore
+from textseg.scores.measures import COLUMNS, LESION_COLUMNS, Column, StructureScore, tolerance_columns
 from textseg.scores.presence import Detection, auroc, calibration, detection
 from textseg.scores.statistics import (
     CONFIDENCE,
@@ -80,12 +80,15 @@ class Table:
 
 def scores_csv(systems: Systems) -> str:
     """One line a system, case and structure, with every measure; empty where it is not defined."""
-    names = [field.name for field in fields(StructureScore)]
+    names = [field.name for field in fields(StructureScore) if field.name != "nsd_at"]
+    further = tolerance_columns([score for scores in systems.values() for score in scores])
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(["system", *names])
+    writer.writerow(["system", *names, *(column.field for column in further)])
     for system, scores in systems.items():
-        writer.writerows([system, *(plain(getattr(score, name)) for name in names)] for score in scores)
+        for score in scores:
+            values = [getattr(score, name) for name in names] + [column.of(score) for column in further]
+            writer.writerow([system, *map(plain, values)])
     return stream.getvalue()
 
 
@@ -96,7 +99,7 @@ def estimates_csv(systems: Systems) -> str:
     writer.writerow(["system", "structure", "measure", "mean", "low", "high", "cases"])
     for system, scores in systems.items():
         for structure in [*structures_of(scores), ALL]:
-            for column in (*COLUMNS, *LESION_COLUMNS):
+            for column in (*COLUMNS, *tolerance_columns(scores), *LESION_COLUMNS):
                 estimate = estimate_of(scores, column, structure)
                 if estimate.cases:
                     numbers = (estimate.mean, estimate.low, estimate.high)
@@ -123,6 +126,16 @@ def structure_table(title: str, scores: Sequence[StructureScore]) -> Table:
 def overlap_table(title: str, scores: Sequence[StructureScore]) -> Table:
     """The further measures of overlap."""
     columns = tuple(column for column in COLUMNS if column.field in ("iou", "sensitivity", "precision"))
+    structures = [*structures_of(scores), ALL]
+    rows = tuple((structure, *_estimates(scores, columns, structure)) for structure in structures)
+    return Table(title, ("Structure", *(column.heading for column in columns)), rows, MEANS)
+
+
+def tolerance_table(title: str, scores: Sequence[StructureScore]) -> Table | None:
+    """Surface Dice at further tolerances, if there are any."""
+    columns = tolerance_columns(scores)
+    if not columns:
+        return None
     structures = [*structures_of(scores), ALL]
     rows = tuple((structure, *_estimates(scores, columns, structure)) for structure in structures)
     return Table(title, ("Structure", *(column.heading for column in columns)), rows, MEANS)
@@ -291,7 +304,7 @@ def _by_case(scores: Sequence[StructureScore], column: Column, structure: str) -
     chosen = scores if structure == ALL else _of(scores, structure)
     values: dict[str, list[float]] = {}
     for score in chosen:
-        value = getattr(score, column.field)
+        value = column.of(score)
         if math.isfinite(value):
             values.setdefault(score.case, []).append(value)
     return {case: float(np.mean(each)) for case, each in values.items()}
