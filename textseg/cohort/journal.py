@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from textseg.cohort.jobs import CohortError, Extra
+from textseg.errors import OutputError
 
 State = Literal["pending", "running", "done", "failed"]
 STATES: tuple[State, ...] = ("pending", "running", "done", "failed")
@@ -210,14 +211,34 @@ class Journal:
         try:
             yield
         except BaseException:
-            self._base.execute("ROLLBACK")
+            # On a full disk SQLite has rolled back by itself.
+            if self._base.in_transaction:
+                self._base.execute("ROLLBACK")
             raise
         self._base.execute("COMMIT")
 
 
-def is_full(error: sqlite3.Error) -> bool:
+def is_full(error: BaseException) -> bool:
     """Whether the journal could not be written because the disk is full."""
     return getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+@contextmanager
+def disk_in_words(out: Path) -> Iterator[None]:
+    """Around work on a cohort's folder: what its disk refuses becomes one sentence.
+
+    Raises:
+        OutputError: the disk is full, or the folder can't be written to.
+    """
+    try:
+        yield
+    except (OSError, sqlite3.Error) as error:
+        if isinstance(error, OutputError) or (isinstance(error, sqlite3.Error) and not is_full(error)):
+            raise
+        reason = "the disk is full" if is_full(error) else getattr(error, "strerror", None) or str(error)
+        raise OutputError(
+            f"The output folder {out} can't be written to: {reason}. Make room, or choose another one."
+        ) from error
 
 
 def _row_of(entry: Entry) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from textseg.cohort.content import job_key, scan_content
 from textseg.cohort.folders import is_finished, take_over
 from textseg.cohort.jobs import JOURNAL_FILE, LOCK_FILE, STAGING, CohortError, Job, Settings
-from textseg.cohort.journal import Entry, Journal, is_full
+from textseg.cohort.journal import Entry, Journal, disk_in_words, is_full
 from textseg.cohort.privacy import hide_in
 from textseg.cohort.task import Outcome, Task, is_disk_full, task_of
 from textseg.cohort.workers import Workers
@@ -95,15 +95,12 @@ def run_cohort(
         CohortError: another run is at work in the folder, or no model can be found.
         OutputError: the folder can't be written to.
     """
-    out.mkdir(parents=True, exist_ok=True)
     try:
-        with only_one_run(out):
-            journal = Journal(out / JOURNAL_FILE, make=True)
-            try:
+        with disk_in_words(out):
+            out.mkdir(parents=True, exist_ok=True)
+            with only_one_run(out), closing(Journal(out / JOURNAL_FILE, make=True)) as journal:
                 run = _Run(jobs, out, settings, workers, compute or Compute(), journal, progress, failed)
                 return run.to_the_end(set(only) if only is not None else None, retry_failed, stop or Stop())
-            finally:
-                journal.close()
     finally:
         workers.kill()
 
@@ -165,7 +162,7 @@ class _Run:
             if self.stopped is None:
                 self.workers.close()
         except (sqlite3.Error, OSError) as error:
-            if not (is_disk_full(error) or (isinstance(error, sqlite3.Error) and is_full(error))):
+            if not (is_disk_full(error) or is_full(error)):
                 raise
             self.stopped = "disk"
         finally:
@@ -315,8 +312,5 @@ def entries_of(out: Path) -> list[Entry]:
     Raises:
         CohortError: the folder holds no cohort.
     """
-    journal = Journal(out / JOURNAL_FILE)
-    try:
+    with closing(Journal(out / JOURNAL_FILE)) as journal:
         return journal.entries()
-    finally:
-        journal.close()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 from textseg.cohort.jobs import JOURNAL_FILE, CohortError, Settings
-from textseg.cohort.journal import Journal, is_full
+from textseg.cohort.journal import Journal, disk_in_words
 from textseg.cohort.privacy import Pseudonyms, read_or_make_salt, temporary_salt
 from textseg.cohort.request import FoundJobs, Naming, Request, find_jobs, may_be_kept
-from textseg.errors import OutputError
 
 
 def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
@@ -19,25 +18,15 @@ def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
         CohortError: see `find_jobs`.
         OutputError: the folder can't be made or written to.
     """
-    try:
+    with disk_in_words(out):
         out.mkdir(parents=True, exist_ok=True)
         salt = read_or_make_salt(out)
-        journal = Journal(out / JOURNAL_FILE, make=True)
-    except (OSError, sqlite3.Error) as error:
-        if isinstance(error, sqlite3.Error) and not is_full(error):
-            raise
-        reason = getattr(error, "strerror", None) or str(error)
-        raise OutputError(
-            f"The output folder {out} can't be written to: {reason}. Choose another one."
-        ) from error
-    try:
-        naming = Naming(Pseudonyms(settings.ids, salt), journal.number_of)
-        found = find_jobs(request, naming, leave_out=out)
-        is_safe = settings.ids == "keep" or may_be_kept(request, found.identifiers)
-        journal.keep_fact("request", request.as_json() if is_safe else None)
-        journal.keep_fact("settings", settings.as_json())
-    finally:
-        journal.close()
+        with closing(Journal(out / JOURNAL_FILE, make=True)) as journal:
+            naming = Naming(Pseudonyms(settings.ids, salt), journal.number_of)
+            found = find_jobs(request, naming, leave_out=out)
+            is_safe = settings.ids == "keep" or may_be_kept(request, found.identifiers)
+            journal.keep_fact("request", request.as_json() if is_safe else None)
+            journal.keep_fact("settings", settings.as_json())
     return found
 
 
@@ -61,11 +50,8 @@ def what_was_asked(out: Path) -> tuple[Request, Settings]:
     Raises:
         CohortError: the folder holds no cohort, or its sources could not be kept.
     """
-    journal = Journal(out / JOURNAL_FILE)
-    try:
+    with closing(Journal(out / JOURNAL_FILE)) as journal:
         kept, settings = journal.fact("request"), journal.fact("settings")
-    finally:
-        journal.close()
     if settings is None or kept is None:
         raise CohortError(
             f"The sources of {out} were not kept, since their paths hold identifiers of a patient. "
