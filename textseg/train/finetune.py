@@ -122,7 +122,7 @@ def finetune_plan(
             "learning_rate": learning_rate or plan.training.learning_rate / 5,
             "mixture": mixture,
             "core": (),
-            # Twenty times in a long run: a validation costs at most eight steps or so.
+            # Twenty times in a long run: a validation costs nine steps at most.
             "validate_every": plan.training.validate_every or max(SHORTEST_INTERVAL, steps // 20),
         }
     )
