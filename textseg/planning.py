@@ -85,6 +85,7 @@ def make_plan(
     base: Plan,
     bytes_per_value: int,
     width: int | None = None,
+    spacing_mm: Spacing | None = None,
     progress: Callable[[str, int, int], None] = lambda stage, done, of: None,
 ) -> Planned:
     """The plan for a dataset whose training steps fit into so much memory.
@@ -93,6 +94,7 @@ def make_plan(
         base: where everything comes from that the data do not decide, such as the recipe.
         bytes_per_value: of a feature map on the device that will train: 2 for bfloat16, 4 for float32.
         width: of the first stage; by default the widest that fits, which on a CPU may be slow to train.
+        spacing_mm: the working spacing (x, y, z); by default nnU-Net's, the median of the cases.
         progress: called with the stage while sizes are tried.
 
     Raises:
@@ -101,6 +103,9 @@ def make_plan(
     """
     widths = widths_to_try(width)
     spacing, why_spacing = working_spacing(fingerprint.cases)
+    if spacing_mm is not None:
+        why_spacing = f"It was asked for; by nnU-Net's rule it would be {times(spacing, '.4g')} mm."
+        spacing = spacing_mm
     shape = median_shape(fingerprint.cases, spacing)
     progress("patch", 0, 1)
     channels, labels = max(1, len(fingerprint.channels)), len(fingerprint.labels)
@@ -159,6 +164,26 @@ def widths_to_try(asked: int | None) -> tuple[int, ...]:
         choices = ", ".join(map(str, sorted(WIDTHS)))
         raise PlanError(f"The first stage's width is one of {choices}, got {asked}. Take one of them.")
     return WIDTHS if asked is None else (asked,)
+
+
+def parse_spacing(text: str) -> Spacing:
+    """The spacing in mm (x, y, z) of a text such as "3" or "1,1,5".
+
+    Raises:
+        PlanError: it is not one or three positive numbers.
+    """
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) == 1:
+        numbers *= 3
+    if len(numbers) != 3 or not all(0 < number < math.inf for number in numbers):
+        raise PlanError(
+            f"A spacing is one or three positive numbers in mm, such as 3 or 1,1,5, got {text!r}."
+        )
+    x, y, z = numbers
+    return x, y, z
 
 
 # ---- width and batch, by our own network's memory ----

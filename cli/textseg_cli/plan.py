@@ -69,6 +69,12 @@ def make(
             show_default=False,
         ),
     ] = None,
+    spacing: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MM", help="The working spacing, 3 or 1,1,5. By default the cases' median, as nnU-Net's."
+        ),
+    ] = None,
     measure: Annotated[bool, typer.Option("--measure", help="Run two training steps and measure.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a plan that is there.")] = False,
 ) -> None:
@@ -82,12 +88,20 @@ def make(
     from textseg.device import choose_compute
     from textseg.models import plans_folder
     from textseg.plan import PLAN_FILE, read_plan
-    from textseg.planning import make_plan, parse_memory, widths_to_try, with_measured, write_planned
+    from textseg.planning import (
+        make_plan,
+        parse_memory,
+        parse_spacing,
+        widths_to_try,
+        with_measured,
+        write_planned,
+    )
     from textseg.train.memory import bytes_per_value, measure_training_memory
 
     screen = Screen()
     budget = parse_memory(memory)
     widths_to_try(width)  # told before any scan is read
+    spacing_mm = None if spacing is None else parse_spacing(spacing)
     dataset = read_dataset(dataset_folder)
     folder = out or Path(f"{dataset.name}_plan")
     if (folder / PLAN_FILE).exists() and not overwrite:
@@ -99,7 +113,7 @@ def make(
     with screen.progress() as progress:
         fingerprint = _fingerprint(screen, dataset, folder, workers, progress)
         base = read_plan(plans_folder() / "default")
-        planned = make_plan(fingerprint, budget, base, bytes_per_value(kind), width, progress)
+        planned = make_plan(fingerprint, budget, base, bytes_per_value(kind), width, spacing_mm, progress)
         if measure:
             progress("measuring", 0, 1)
             peak = measure_training_memory(planned.plan, "cuda" if kind == "cuda" else "cpu")

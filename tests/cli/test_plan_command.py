@@ -125,6 +125,13 @@ def test_a_wrong_width_is_told_before_anything_is_read(textseg: Run, tmp_path: P
     assert "32" in result.stderr
 
 
+def test_a_wrong_spacing_is_told_before_the_dataset_is_read(textseg: Run, tmp_path: Path) -> None:
+    result = textseg("plan", tmp_path / "nowhere", "--spacing", "3mm")
+    assert result.exit_code == 2
+    assert "nowhere" not in result.stderr
+    assert "such as 3 or 1,1,5, got '3mm'" in " ".join(result.stderr.split())
+
+
 def test_show_of_a_plan_written_by_hand(textseg: Run) -> None:
     result = textseg("plan", "show", plans_folder() / "default")
     assert result.exit_code == 0

@@ -23,6 +23,7 @@ from textseg.planning import (
     intensity_rules,
     make_plan,
     parse_memory,
+    parse_spacing,
     read_reasons,
     with_measured,
     write_planned,
@@ -166,6 +167,24 @@ def test_a_coarse_axis_has_flat_kernels(base: Plan, capfd: pytest.CaptureFixture
 def test_equal_spacings_have_cubes_for_kernels(small: Planned) -> None:
     assert set(small.plan.network.stage_kernels) == {(3, 3, 3)}
     assert "no axis is twice as coarse" in why(small, "kernels")
+
+
+def test_a_spacing_that_was_asked_for_is_taken(base: Plan, small: Planned) -> None:
+    coarse = make_plan(SMALL, 8 * 10**9, base, 4, spacing_mm=(1.0, 1.0, 2.0))
+    assert coarse.plan.spacing_for("torso") == (1.0, 1.0, 2.0)
+    assert coarse.plan.training.patch_voxels[2] < small.plan.training.patch_voxels[2]
+    assert "asked for; by nnU-Net's rule it would be 1 × 1 × 1 mm" in why(coarse, "spacing")
+
+
+@pytest.mark.parametrize(("text", "spacing"), [("3", (3, 3, 3)), ("1,1.5, 5", (1, 1.5, 5))])
+def test_a_spacing_is_one_number_or_three(text: str, spacing: tuple[float, ...]) -> None:
+    assert parse_spacing(text) == spacing
+
+
+@pytest.mark.parametrize("text", ["", "1,2", "0", "1,-1,1", "inf", "nan", "3mm", "1 1 1"])
+def test_no_other_text_is_a_spacing(text: str) -> None:
+    with pytest.raises(PlanError, match="one or three positive numbers in mm"):
+        parse_spacing(text)
 
 
 def test_a_width_that_was_asked_for_is_taken(base: Plan, small: Planned) -> None:
