@@ -128,7 +128,7 @@ class Segmenter:
         understood = self.model.read_prompts(_texts(prompts))
         progress("reading", 0, 1)
         scans = [_read(one) for one in _each(scan)]
-        plan = None if self._foreign else self.plan
+        plan = self.plan if self._foreign is None else None
         if plan is not None:
             plan.check_channels(sum(one.channels for one in scans))
             _refuse_other_modalities(scans, modality, plan)

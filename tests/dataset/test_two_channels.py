@@ -17,10 +17,12 @@ from tests.dataset.two_channel_model import write_pet_ct_model
 from tests.tiny_model import TEXT_WIDTH
 from textseg.dataset import read_dataset
 from textseg.dataset_check import check_dataset
+from textseg.errors import PlanError
 from textseg.inference import Segmenter
+from textseg.models import plans_folder
 from textseg.network.build import build_network
 from textseg.network.weights import save_network
-from textseg.plan import Plan, read_plan
+from textseg.plan import Plan, read_plan, write_plan
 from textseg.prompts import default_lexicon
 from textseg.train.cases import Place, find_places, read_case
 from textseg.train.gather import make_cases
@@ -157,3 +159,27 @@ def test_unlabelled_voxels_are_known_in_no_sample_and_asked_in_none(folder: Path
     known = question(plain, plan).valid
     assert known is not None
     assert known.all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"channel_modalities": ("ct",)}, "one entry a channel"),
+        ({"channel_modalities": ("ct", "us")}, "'ct', 'mr' or 'pet'"),
+        ({"intensity": {}}, "a rule for each of the channel_modalities"),
+    ],
+)
+def test_a_plan_whose_channels_do_not_fit_together_is_refused(
+    plan: Plan, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    write_json(plan.model_dump(mode="json") | changes, tmp_path / "plan.json")
+    with pytest.raises(PlanError, match=said):
+        read_plan(tmp_path)
+
+
+def test_a_plan_keeps_the_modalities_of_its_channels(plan: Plan, tmp_path: Path) -> None:
+    write_plan(plan, tmp_path / "plan.json")
+    again = read_plan(tmp_path)
+    assert again.channel_modalities == ("ct", "pet")
+    assert again.modalities("mr") == ("ct", "pet")
+    assert read_plan(plans_folder() / "default").modalities("mr") == ("mr",)
