@@ -325,6 +325,21 @@ def test_the_best_of_an_earlier_piece_is_kept(tmp_path, validated, make_stream):
     assert (trained.best, trained.steps) == (Best(1, 0.9), 2)
 
 
+def test_a_run_that_begins_anew_knows_no_best(tmp_path, validated, make_stream):
+    train(validated, make_stream(validated), tmp_path, CPU, minutes=AT_ONCE, workers=0, validate=judge(0.9))
+    (tmp_path / STATE_FILE).unlink()
+    stream = make_stream(validated)
+    again = train(validated, stream, tmp_path, CPU, minutes=AT_ONCE, workers=0, validate=judge(0.2))
+    assert again.best == Best(1, 0.2)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path, short, make_stream):
+    left = tmp_path / f".{STATE_FILE}.0123abcd.part"
+    left.write_bytes(b"half a state")
+    train(short, make_stream(short), tmp_path, CPU, minutes=AT_ONCE, workers=0)
+    assert not left.exists()
+
+
 def test_validation_is_due_every_so_many_steps_and_at_the_end(tmp_path, with_training, make_stream):
     plan = with_training(steps=4, prompts_per_sample=2, validate_every=3)
     steps = []

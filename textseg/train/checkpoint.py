@@ -91,6 +91,18 @@ def load_state(run: Path, learner: Learner, device: torch.device) -> Reached:
     return Reached(int(state["step"]), float(state["seconds"]), float(state.get("loss", math.nan)))
 
 
+def tidy(run: Path, start: int) -> None:
+    """Remove what a killed process left half-written and, where a run begins anew, the best of an older one.
+
+    Args:
+        start: the step that the run goes on from.
+    """
+    for left in run.glob(".*.part"):
+        left.unlink(missing_ok=True)
+    if start == 0:
+        (run / BEST_FILE).unlink(missing_ok=True)
+
+
 def keep_if_best(run: Path, averaged: nn.Module, best: Best) -> None:
     """Write the averaged weights, in float32, with their step and Dice, unless earlier ones did better.
 

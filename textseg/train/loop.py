@@ -29,6 +29,7 @@ from textseg.train.checkpoint import (
     load_best,
     load_state,
     save_state,
+    tidy,
 )
 from textseg.train.distributed import ALONE, World
 from textseg.train.losses import prompt_loss, sharing_loss
@@ -220,7 +221,10 @@ def train(
     stream.first, stream.rank, stream.ranks = start.step * recipe.batch, world.rank, world.size
     batches = iter(_loader(stream, share, workers, device))
     lesson = world.learning(Lesson(network, plan))
-    monitor = Monitor(run, start.step) if world.is_first else None
+    monitor = None
+    if world.is_first:
+        tidy(run, start.step)
+        monitor = Monitor(run, start.step)
     began = saved = time.monotonic()
     smoothed, dice, done = start.loss, None, start.step
     for number in range(start.step, recipe.steps):
