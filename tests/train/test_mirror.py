@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from textseg.prompts import default_lexicon
+import pytest
+import torch
+
+from tests.tiny_model import write_tiny_model
+from tests.train.test_labelled import write_dataset
+from textseg.dataset import read_dataset
+from textseg.embeddings.encoder import load_own_encoder
+from textseg.plan import read_plan
+from textseg.prompts import default_lexicon, understand
 from textseg.train.cases import CaseFacts, Target
+from textseg.train.gather import make_cases
+from textseg.train.labelled import dataset_jobs
 from textseg.train.mirror import Mirror
+from textseg.train.recipe import make_stream
 
 LEXICON = default_lexicon()
 
@@ -80,3 +91,22 @@ def test_a_mirrored_case_keeps_its_values_and_leaves_out_what_has_no_name() -> N
     mirrored = Mirror([target for target, _ in targets], LEXICON).facts(facts)
     assert mirrored.targets == [(Target("right_kidney"), (1,)), (Target("left_kidney"), (2,))]
     assert mirrored.name == "a"
+
+
+def test_training_has_the_vectors_of_words_about_the_other_side(tmp_path: Path) -> None:
+    text = "the odd lump left of the aorta"
+    said = own(f"a: {text}")
+    prompts = {"cases": {"a": [{"text": text, "label": "odd thing"}]}}
+    model, arrays = write_tiny_model(tmp_path / "model"), tmp_path / "arrays"
+    plan = read_plan(model)
+    training = plan.training.model_copy(update={"mirror_fraction": 1.0, "mixture": {"own": 1.0}})
+    plan = plan.model_copy(update={"training": training})
+    dataset = read_dataset(write_dataset(tmp_path / "set", prompts=prompts), LEXICON)
+    jobs, words = dataset_jobs(dataset, plan, LEXICON)
+    make_cases(jobs, arrays, plan, words=words)
+    vectors = make_stream(plan, model, arrays, LEXICON).vectors
+    (image,) = (target for target in vectors if target.own and target.own.startswith("mirror image"))
+    encoder = load_own_encoder(model, plan.text)
+    mirrored = understand("odd lump right of aorta", LEXICON).canonical
+    torch.testing.assert_close(vectors[image], encoder.embed([mirrored]))
+    assert not torch.allclose(vectors[image], vectors[said])
