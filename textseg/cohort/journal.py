@@ -90,7 +90,8 @@ class Journal:
             self._base.execute("PRAGMA synchronous = FULL")
             if make:
                 self._base.executescript(SCHEMA)
-                self._base.execute("INSERT OR IGNORE INTO facts VALUES ('format', ?)", (FORMAT,))
+                first = [("format", FORMAT), ("begun", json.dumps(_now()))]
+                self._base.executemany("INSERT OR IGNORE INTO facts VALUES (?, ?)", first)
             found = self.fact("format")
         except sqlite3.DatabaseError as error:
             if is_full(error):
@@ -113,6 +114,11 @@ class Journal:
         """What was kept under a name; None where nothing was."""
         row = self._base.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
         return None if row is None else _loaded(row[0])
+
+    @property
+    def begun(self) -> str:
+        """When the cohort was begun, ISO 8601 in UTC."""
+        return str(self.fact("begun"))
 
     def keep_fact(self, name: str, value: Any) -> None:
         self._base.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,14 @@ from textseg.cohort.folders import (
 from textseg.cohort.privacy import hide
 from textseg.cohort.task import Task
 from textseg.destination import file_stems
+from textseg.dicom_output import DicomKind, write_dicom_masks
 from textseg.measure import measure_segmentation
 from textseg.result import Segmentation
 from textseg.scan import mask_ending, write_mask
 
 COHORT_FORMAT = "textseg-cohort-result-1"
 # Written with highdicom and pydicom rather than as images.
-DICOM_FORMATS = ("dicom-seg", "rtstruct")
+DICOM_FORMATS: dict[str, DicomKind] = {"dicom-seg": "seg", "rtstruct": "rtstruct"}
 # Of a DICOM scan only these facts can't tell whose it is.
 HARMLESS = ("dicom_modality", "slices", "volume", "warnings")
 # These differ from run to run; the journal keeps them, so that the same job always leaves the same bytes.
@@ -39,9 +42,10 @@ def write_outputs(segmentation: Segmentation, task: Task) -> None:
     """
     with whole_folder(task) as folder:
         files = _write_masks(segmentation, task, folder)
+        _write_dicom(segmentation, task, folder)
         record = _record(segmentation, task, files)
         if task.settings.preview:
-            segmentation.save_preview(folder / PREVIEW_FILE)
+            _nameless(segmentation).save_preview(folder / PREVIEW_FILE)
         write_json(folder / MEASURES_FILE, measure_segmentation(segmentation))
         record["cohort"]["files"] = sorted(path.name for path in folder.iterdir())
         write_json(folder / RESULT_FILE, record)
@@ -50,7 +54,7 @@ def write_outputs(segmentation: Segmentation, task: Task) -> None:
 def _write_masks(segmentation: Segmentation, task: Task, folder: Path) -> dict[int, list[str]]:
     """The names of the files of every prompt that has some."""
     endings = [ending for ending in task.settings.formats if ending not in DICOM_FORMATS]
-    if not task.settings.formats:
+    if not endings and not _dicom_kinds(segmentation, task):
         endings = [mask_ending(segmentation.volume.file)]
     stems = file_stems("mask", [found.prompt.text for found in segmentation.found])
     files: dict[int, list[str]] = {}
@@ -61,6 +65,37 @@ def _write_masks(segmentation: Segmentation, task: Task, folder: Path) -> dict[i
         for name in files[index]:
             write_mask(folder / name, segmentation.masks[index], segmentation.volume)
     return files
+
+
+def _dicom_kinds(segmentation: Segmentation, task: Task) -> list[DicomKind]:
+    """The DICOM objects to write; there are none of a scan that is no DICOM."""
+    file = segmentation.volume.file
+    if file is None or file.format != "dicom":
+        return []
+    return [DICOM_FORMATS[ending] for ending in task.settings.formats if ending in DICOM_FORMATS]
+
+
+def _write_dicom(segmentation: Segmentation, task: Task, folder: Path) -> None:
+    """One object of each kind with the masks of all prompts that were found."""
+    shown = [i for i, found in enumerate(segmentation.found) if found.is_there]
+    for kind in _dicom_kinds(segmentation, task) if shown else ():
+        write_dicom_masks(
+            folder / f"masks_{kind}.dcm",
+            kind,
+            segmentation.masks[shown],
+            [segmentation.found[i].prompt for i in shown],
+            segmentation.volume,
+            model=segmentation.model.name,
+            written_at=datetime.fromisoformat(task.begun),
+        )
+
+
+def _nameless(segmentation: Segmentation) -> Segmentation:
+    """As if the scan came from a file called "scan": a picture must not tell a name on a path."""
+    volume = segmentation.volume
+    if volume.file is None:
+        return segmentation
+    return replace(segmentation, volume=replace(volume, file=replace(volume.file, paths=(Path("scan"),))))
 
 
 def _record(segmentation: Segmentation, task: Task, files: Mapping[int, list[str]]) -> dict[str, Any]:

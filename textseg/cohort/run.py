@@ -189,7 +189,7 @@ class _Run:
             except TextsegError as error:
                 self._fail(job.id, hide_in(job, self.settings.ids, str(error)))
                 continue
-            task = task_of(job, key, self.settings, self.out, self.staging, model.path)
+            task = task_of(job, key, self.settings, model.path, self.out, self.journal.begun)
             if self._is_done(task):
                 self.journal.finish(job.id, key)
                 self._pass(is_done=True)

@@ -9,6 +9,7 @@ from textseg.cohort.jobs import JOURNAL_FILE, CohortError, Settings
 from textseg.cohort.journal import Journal, disk_in_words
 from textseg.cohort.privacy import Pseudonyms, read_or_make_salt, temporary_salt
 from textseg.cohort.request import FoundJobs, Naming, Request, find_jobs, may_be_kept
+from textseg.embeddings.extras import import_extra
 
 
 def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
@@ -17,7 +18,9 @@ def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
     Raises:
         CohortError: see `find_jobs`.
         OutputError: the folder can't be made or written to.
+        ModelError: a library that a format needs is not installed.
     """
+    _need_libraries_for(settings)
     with disk_in_words(out):
         out.mkdir(parents=True, exist_ok=True)
         salt = read_or_make_salt(out)
@@ -28,6 +31,13 @@ def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
             journal.keep_fact("request", request.as_json() if is_safe else None)
             journal.keep_fact("settings", settings.as_json())
     return found
+
+
+def _need_libraries_for(settings: Settings) -> None:
+    # Said once before the start rather than for every scan.
+    for ending, module in {"dicom-seg": "highdicom", "rtstruct": "skimage"}.items():
+        if ending in settings.formats:
+            import_extra(module, "dicom", f"--format {ending}")
 
 
 def look_up_jobs(request: Request, settings: Settings, out: Path | None = None) -> FoundJobs:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from textseg.cohort.jobs import Job, Settings
+from textseg.cohort.jobs import STAGING, Job, Settings
 from textseg.volume import Modality
 
 Stage = Literal["reading", "waiting", "segmenting", "writing"]
@@ -26,6 +26,7 @@ class Task:
         model: the model's folder or name.
         key: the job's hash, which its result will carry.
         out: the cohort's folder, absolute.
+        begun: when the cohort was, ISO 8601; what its DICOM objects say, so that a job always gives the same.
         staging: where unfinished outputs lie, on the same disk as `out`.
         device: "auto", "cpu" or "cuda".
         threads: of the processor for the network; None for torch's own choice.
@@ -44,6 +45,7 @@ class Task:
     hidden: tuple[str, ...]
     key: str
     settings: Settings
+    begun: str
     out: str
     staging: str
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -92,7 +94,7 @@ class Outcome:
         return cls(**document)
 
 
-def task_of(job: Job, key: str, settings: Settings, out: Path, staging: Path, model: Path) -> Task:
+def task_of(job: Job, key: str, settings: Settings, model: Path, out: Path, begun: str) -> Task:
     """The task of a job, for a worker that need not know where this process runs."""
     return Task(
         id=job.id,
@@ -107,8 +109,9 @@ def task_of(job: Job, key: str, settings: Settings, out: Path, staging: Path, mo
         hidden=job.hidden,
         key=key,
         settings=settings,
+        begun=begun,
         out=str(out.absolute()),
-        staging=str(staging.absolute()),
+        staging=str(out.absolute() / STAGING),
     )
 
 

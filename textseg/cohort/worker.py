@@ -93,7 +93,7 @@ class Worker:
         self._segmenters = self._segmenters or Segmenters()
         segmenter = self._segmenters.of(task)
         say("segmenting")
-        return segment_task(segmenter, nameless(volume), task)
+        return segment_task(segmenter, volume, task)
 
     def _forget_models(self) -> None:
         with self._turn:
@@ -105,13 +105,6 @@ def _write_all(segmentation: Segmentation, task: Task) -> None:
     from textseg.cohort.outputs import write_outputs
 
     write_outputs(segmentation, task)
-
-
-def nameless(volume: Volume) -> Volume:
-    """The scan as if it came from a file called "scan": outputs are named after the job's folder."""
-    if volume.file is None:
-        return volume
-    return replace(volume, file=replace(volume.file, paths=(Path("scan"),)))
 
 
 @contextmanager
