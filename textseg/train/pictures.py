@@ -192,9 +192,11 @@ def _tile(example: Example) -> Image.Image:
     tile.paste(picture, ((TILE_PIXELS - picture.width) // 2, (TILE_PIXELS - picture.height) // 2))
     draw = ImageDraw.Draw(tile)
     draw.rectangle((0, 0, TILE_PIXELS - 1, TILE_PIXELS - 1), outline=FRAME)
-    words = f"{example.prompt}: {_how_it_went(example)}"
-    _write(draw, (0, TILE_PIXELS + 6), words, 16, LIGHT, TILE_PIXELS)
-    _write(draw, (0, TILE_PIXELS + 6 + LINE_PIXELS), example.case, 14, GREY, TILE_PIXELS)
+    _write(draw, (0, TILE_PIXELS + 6), example.prompt, 16, LIGHT, TILE_PIXELS)
+    below, went = TILE_PIXELS + 6 + LINE_PIXELS, f"{_how_it_went(example)}   "
+    _write(draw, (0, below), went, 15, LIGHT, TILE_PIXELS)
+    left = round(font_for(15).getlength(went))
+    _write(draw, (left, below), example.case, 15, GREY, TILE_PIXELS - left)
     return tile
 
 
@@ -212,8 +214,8 @@ def _outlined(example: Example) -> Image.Image:
     pixels = np.stack([np.asarray(picture)] * 3, axis=-1).astype(np.float32)
     reference, predicted = (_stretched(_seen(mask), size) for mask in (example.reference, example.predicted))
     # The reference is filled too, so that it is seen where both lines are one.
-    pixels[reference] = (1 - FILL_OPACITY) * pixels[reference] + FILL_OPACITY * np.array(REFERENCE)
-    pixels[_rim(reference, 1)] = REFERENCE
+    pixels[reference] = (1 - FILL_OPACITY) * pixels[reference] + FILL_OPACITY * np.array(COLOURS[0])
+    pixels[_rim(reference, 2)] = REFERENCE
     pixels[_rim(predicted, 2)] = PREDICTED
     return Image.fromarray(pixels.astype(np.uint8))
 
