@@ -44,6 +44,7 @@ from textseg.topology import (
     times,
     working_spacing,
 )
+from textseg.train.augment import USUAL_FRACTIONS
 from textseg.train.memory import TrainingMemory, estimate_training_memory
 from textseg.volume import Modality
 
@@ -324,12 +325,14 @@ def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
 
 
 def _recipe(fingerprint: Fingerprint, base: TrainingPlan) -> TrainingPlan:
-    """The base's recipe without prompts that a dataset with few labels has no use for: each costs time."""
+    """The base's recipe with the usual augmentation, and without prompts that a dataset with few labels has
+    no use for: each costs time."""
     labels = max(1, len(fingerprint.labels))
     return base.model_copy(
         update={
             "mixture": {_slug(fingerprint.dataset): 1.0},
             "core": (),
+            **USUAL_FRACTIONS,
             "prompts_per_sample": min(base.prompts_per_sample, max(2, labels)),
             "sharing_prompts": min(base.sharing_prompts, labels),
         }

@@ -32,6 +32,7 @@ from textseg.topology import median_shape, working_spacing
 from textseg.train.memory import estimate_training_memory
 
 pytest.importorskip("nnunetv2", reason="Needs the extra textseg[train].")
+from textseg.train.augment import USUAL_FRACTIONS
 
 SMALL = make_fingerprint([((35, 51, 35), (1.0, 1.0, 1.0))] * 3)
 THICK = make_fingerprint([((96, 80, 14), (1.0, 1.0, 5.0))] * 20)
@@ -95,7 +96,15 @@ def test_what_does_not_follow_from_data_is_the_base_plans(small: Planned, base: 
     same = base.training.model_dump()
     changed = {name for name, value in small.plan.training.model_dump().items() if value != same[name]}
     sizes = {"patch_voxels", "batch", "deep_supervision", "sharing_scales"}
-    assert changed <= sizes | {"mixture", "core", "prompts_per_sample", "sharing_prompts"}
+    assert changed <= sizes | {"mixture", "core", "prompts_per_sample", "sharing_prompts"} | set(
+        USUAL_FRACTIONS
+    )
+
+
+def test_patches_of_ones_own_data_are_mirrored_and_degraded(small: Planned) -> None:
+    recipe = small.plan.training
+    assert {name: getattr(recipe, name) for name in USUAL_FRACTIONS} == USUAL_FRACTIONS
+    assert recipe.mirror_fraction > 0
 
 
 def test_names_groups_and_channels_are_the_datasets(small: Planned) -> None:

@@ -19,7 +19,6 @@ from textseg.fingerprint import files_key, kept_fingerprint, take_fingerprint
 from textseg.plan import PLAN_FILE, Plan, read_plan
 from textseg.planning import REASONS_FILE, make_plan, write_planned
 from textseg.prompts import Lexicon
-from textseg.train.augment import USUAL_FRACTIONS
 from textseg.train.distributed import here
 from textseg.train.export import RunPlaces, keep_beside, write_trained
 from textseg.train.finetune import finetune_plan
@@ -77,17 +76,9 @@ def plan_once(
     if same_files and same_budget and (folder / PLAN_FILE).is_file():
         return read_plan(folder)
     fingerprint = take_fingerprint(dataset, folder, workers, progress)
-    planned = make_plan(
-        fingerprint, memory_bytes, with_usual_changes(base), bytes_per_value, progress=progress
-    )
+    planned = make_plan(fingerprint, memory_bytes, base, bytes_per_value, progress=progress)
     write_planned(planned, folder, dataset.name)
     return planned.plan
-
-
-def with_usual_changes(plan: Plan) -> Plan:
-    """The plan with its patches mirrored and changed as often as usual, and neighbours denied first."""
-    training = plan.training.model_copy(update=USUAL_FRACTIONS)
-    return plan.model_copy(update={"training": training})
 
 
 def with_text_of(plan: Plan, folder: Path) -> Plan:
