@@ -9,7 +9,7 @@ import pytest
 
 from textseg.errors import DatasetError, GeometryError
 from textseg.scores.cases import Scoring, is_finding, score_pair, score_pairs
-from textseg.scores.inputs import Names, find_pairs
+from textseg.scores.inputs import Names, find_pairs, read_names
 
 LIVER, TUMOR, SPLEEN = 1, 2, 5
 NAMES = Names({LIVER: "liver", TUMOR: "liver tumor", SPLEEN: "spleen"})
@@ -48,6 +48,24 @@ def test_what_is_drawn_in_part_is_not_scored_and_what_is_not_listed_is_not_absen
     assert list(by_structure(a)) == ["liver"]
     assert a.notes == ("a: drawn in part in the reference, and so not scored: liver tumor.",)
     assert list(by_structure(b)) == ["liver", "liver tumor", "spleen"]
+
+
+def test_a_region_is_its_labels_together_and_an_ignored_voxel_counts_for_nobody(write, labels, tmp_path):
+    predicted = labels.copy()
+    labels[20:24, 5:15, 3:9] = 9
+    predicted[20:24, 5:15, 3:9] = TUMOR
+    write("ref/a.nii.gz", labels)
+    write("pred/a.nii.gz", predicted)
+    document = {"labels": {"background": 0, "liver": [1, 2], "liver tumor": [2], "ignore": 9}}
+    (tmp_path / "ref" / "dataset.json").write_text(json.dumps(document), encoding="utf-8")
+    names = read_names(tmp_path / "ref" / "dataset.json")
+    assert (names.regions, names.ignore, names.labels) == ({"liver": (1, 2), "liver tumor": (2,)}, 9, {})
+    for scoring in (Scoring(), Scoring(names)):
+        (case,) = score_pairs(find_pairs(tmp_path / "pred", tmp_path / "ref"), scoring)
+        scores = by_structure(case)
+        assert {name: score.dice for name, score in scores.items()} == {"liver": 1, "liver tumor": 1}
+        assert scores["liver"].reference_ml == pytest.approx(10 * 10 * 6 * 0.8 * 1.1 * 2.5 / 1000)
+        assert scores["liver tumor"].predicted_lesions == 1
 
 
 def test_masks_against_a_label_map_are_matched_by_meaning(write, labels, tmp_path):
@@ -99,7 +117,7 @@ def test_without_names_numbers_are_names(write, labels, tmp_path):
 def test_what_was_not_looked_for_is_not_absent(write, labels, tmp_path):
     write("ref/a.nii.gz", labels)
     write("pred/a.nii.gz", labels)
-    names = Names(NAMES.labels, {"a": ["liver"], "b": []})
+    names = Names(NAMES.labels, known={"a": ["liver"], "b": []})
     (case,) = score_pairs(find_pairs(tmp_path / "pred", tmp_path / "ref"), Scoring(names))
     assert list(by_structure(case)) == ["liver", "liver tumor"]
 

@@ -170,8 +170,8 @@ def test_labels_are_opened_in_canonical_order_with_their_boxes(write, grid):
     assert opened.grid.is_close(grid)
     assert opened.boxes == {1: Box((2, 3, 6), (5, 4, 9)), 7: Box((20, 1, 1), (22, 9, 2))}
     assert box_of(opened, None) == Box((2, 1, 1), (22, 9, 9))
-    assert box_of(opened, 2) is None
-    assert np.array_equal(cut(opened, 7, grid.whole), labels == 7)
+    assert box_of(opened, (2,)) is None
+    assert np.array_equal(cut(opened, (7,), grid.whole), labels == 7)
     assert np.array_equal(cut(opened, None, grid.whole), labels > 0)
 
 

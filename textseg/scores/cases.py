@@ -22,6 +22,7 @@ from textseg.scores.inputs import (
     CasePair,
     Labelled,
     Names,
+    Values,
     box_of,
     cut,
     match_names,
@@ -69,7 +70,7 @@ class _Side:
 
     files: CaseFiles
     label_map: Labelled | None
-    values: Mapping[str, int]
+    values: Mapping[str, Values]
 
     @property
     def names(self) -> list[str]:
@@ -119,6 +120,7 @@ def score_pair(pair: CasePair, scoring: Scoring) -> CaseScores:
     partial = [name for name in named if name not in wanted and _has(reference, name)]
     matched = match_names(wanted, predicted.names)
     presence = predicted.files.presence
+    ignore = scoring.names.ignore if scoring.names.named else pair.reference.names.ignore
     scores, resampled = [], False
     for name in wanted:
         if name in matched:
@@ -130,7 +132,7 @@ def score_pair(pair: CasePair, scoring: Scoring) -> CaseScores:
                 score_structure(
                     pair.case,
                     name,
-                    ours.mask(box),
+                    ours.mask(box) & _is_judged(reference, box, ignore),
                     theirs.mask(box),
                     grid,
                     scoring.rules,
@@ -151,6 +153,13 @@ def score_pair(pair: CasePair, scoring: Scoring) -> CaseScores:
     return CaseScores(pair.case, tuple(scores), (*notes, *_notes(pair.case, wanted, shown, answered)))
 
 
+def _is_judged(reference: _Side, box: Box, ignore: int | None) -> Mask:
+    """Where somebody has looked."""
+    if reference.label_map is None or ignore is None:
+        return np.ones(box.shape, np.bool_)
+    return ~cut(reference.label_map, (ignore,), box)
+
+
 def is_finding(name: str) -> bool:
     """Whether a name is one of something that comes in pieces: a tumor, a nodule, a metastasis."""
     try:
@@ -164,16 +173,16 @@ class _Layer:
     """One structure on one side: its label in an open file; no file for one that is known to be empty."""
 
     labelled: Labelled | None
-    value: int | None
+    values: Values | None
 
     @property
     def box(self) -> Box | None:
-        return None if self.labelled is None else box_of(self.labelled, self.value)
+        return None if self.labelled is None else box_of(self.labelled, self.values)
 
     def mask(self, box: Box) -> Mask:
         if self.labelled is None:
             return np.zeros(box.shape, np.bool_)
-        return cut(self.labelled, self.value, box)
+        return cut(self.labelled, self.values, box)
 
 
 def _layer(side: _Side, name: str, grid: Geometry, scoring: Scoring) -> _Layer:
@@ -189,7 +198,7 @@ def _reference_side(pair: CasePair, scoring: Scoring) -> _Side:
     if files.label_map is None:
         return _Side(files, None, {})
     opened = open_labels(files.label_map)
-    names = scoring.names.labels or files.labels or opened.names
+    names = next((one for one in (scoring.names, files.names) if one.named), Names(opened.names))
     return _Side(files, opened, _values(names, opened))
 
 
@@ -198,20 +207,22 @@ def _predicted_side(pair: CasePair, reference: _Side, grid: Geometry, scoring: S
     if files.label_map is None:
         return _Side(files, None, {})
     opened = open_labels(files.label_map, onto=grid, resample=scoring.resample)
-    own = opened.names or files.labels
-    if own:
+    own = Names(opened.names) if opened.names else files.names
+    if own.named:
         return _Side(files, opened, _values(own, opened))
     # Without names of its own a prediction counts as the reference does.
-    return _Side(files, opened, {**_values({}, opened, reference.values), **reference.values})
+    return _Side(files, opened, {**_values(own, opened, reference.values), **reference.values})
 
 
-def _values(
-    names: Mapping[int, str], opened: Labelled, taken: Mapping[str, int] | None = None
-) -> dict[str, int]:
-    """The number of each name, and of numbers without one."""
-    values = {name: number for number, name in names.items() if number and name.lower() not in BACKGROUND}
-    numbered = {*values.values(), *(taken or {}).values()}
-    return values | {f"label {number}": number for number in opened.boxes if number not in numbered}
+def _values(names: Names, opened: Labelled, taken: Mapping[str, Values] | None = None) -> dict[str, Values]:
+    """The numbers of each name and region, and of numbers without one."""
+    values: dict[str, Values] = {
+        name: (number,) for number, name in names.labels.items() if number and name.lower() not in BACKGROUND
+    }
+    values |= names.regions
+    numbered = {number for each in (*values.values(), *(taken or {}).values()) for number in each}
+    unnamed = (number for number in opened.boxes if number not in numbered and number != names.ignore)
+    return values | {f"label {number}": (number,) for number in unnamed}
 
 
 def _grid_of(pair: CasePair, reference: _Side) -> Geometry:
@@ -223,7 +234,7 @@ def _grid_of(pair: CasePair, reference: _Side) -> Geometry:
 def _has(side: _Side, name: str) -> bool:
     if side.label_map is None:
         return name in side.files.masks
-    return name in side.values and side.values[name] in side.label_map.boxes
+    return any(value in side.label_map.boxes for value in side.values.get(name, ()))
 
 
 def _notes(

@@ -28,6 +28,10 @@ COMBINED = "_labels"
 # TotalSegmentator's folder of masks within a case.
 SEGMENTATIONS = "segmentations"
 BACKGROUND = ("background", "unlabelled", "unlabeled")
+# nnU-Net's name for voxels that nobody labelled.
+IGNORE = "ignore"
+
+Values = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class Names:
 
     Args:
         labels: for each number from 1 its name.
+        regions: names of several numbers together, as nnU-Net defines them.
+        ignore: the number of voxels that nobody labelled, where nothing is judged.
         known: for partly labelled data the structures that were looked for, by case; a case that is not
             listed was labelled in full.
         complete: for data of which some labels are drawn in part the structures that are drawn in full, by
@@ -43,8 +49,15 @@ class Names:
     """
 
     labels: Mapping[int, str] = field(default_factory=dict)
+    regions: Mapping[str, Values] = field(default_factory=dict)
+    ignore: int | None = None
     known: Mapping[str, Sequence[str]] = field(default_factory=dict)
     complete: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    @property
+    def named(self) -> bool:
+        """Whether any number has a name."""
+        return bool(self.labels or self.regions)
 
 
 @dataclass(frozen=True)
@@ -56,14 +69,14 @@ class CaseFiles:
         masks: by the words that they answer.
         denied: words that were asked and not found, so that there is no file.
         presence: 0 to 1, by the words, where a record says it.
-        labels: what the numbers of the label map mean, if the files' own folder says it.
+        names: what the numbers of the label map mean, if the files' own folder says it.
     """
 
     label_map: Path | None = None
     masks: Mapping[str, Path] = field(default_factory=dict)
     denied: frozenset[str] = frozenset()
     presence: Mapping[str, float] = field(default_factory=dict)
-    labels: Mapping[int, str] = field(default_factory=dict)
+    names: Names = field(default_factory=Names)
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class Labelled:
 def read_names(path: Path) -> Names:
     """Names of labels from a JSON file: nnU-Net's dataset.json, or {"liver": 1, ...}, or {"1": "liver", ...}.
 
+    A list of numbers is a region that holds them all; what is called "ignore" is judged nowhere.
     A key "known" holds, for partly labelled data, the names of the structures that were looked for by case.
 
     Raises:
@@ -111,17 +125,24 @@ def read_names(path: Path) -> Names:
     table = document.get("labels", {key: value for key, value in document.items() if key != "known"})
     if not isinstance(table, dict):
         raise wrong
-    labels = {}
+    labels: dict[int, str] = {}
+    regions: dict[str, Values] = {}
     for key, value in table.items():
+        if isinstance(value, list) and value and all(isinstance(number, int) for number in value):
+            regions[key] = tuple(value)
+            continue
         number, name = (value, key) if isinstance(value, int) else (key, value)
         if not (isinstance(name, str) and str(number).isdigit()):
             raise wrong
         if int(number) and name.lower() not in BACKGROUND:
             labels[int(number)] = name
+    ignored = next((number for number, name in labels.items() if name.lower() == IGNORE), None)
+    if ignored is not None:
+        del labels[ignored]
     known = document.get("known", {})
     if not isinstance(known, dict) or not all(isinstance(names, list) for names in known.values()):
         raise wrong
-    return Names(labels, known)
+    return Names(labels, regions, ignored, known)
 
 
 def read_complete(path: Path) -> dict[str, list[str]]:
@@ -206,17 +227,19 @@ def open_labels(path: Path, *, onto: Geometry | None = None, resample: bool = Fa
     return Labelled(labels, grid, found.names, _boxes(labels), moved)
 
 
-def cut(labelled: Labelled, value: int | None, box: Box) -> Mask:
-    """The mask of one label, or of all of them for None, in a box of the grid."""
+def cut(labelled: Labelled, values: Values | None, box: Box) -> Mask:
+    """The mask of labels together, or of all there are for None, in a box of the grid."""
     part = labelled.labels[box.slices]
-    return np.asarray(part != 0 if value is None else part == value)
+    if values is None:
+        return np.asarray(part != 0)
+    return np.asarray(part == values[0] if len(values) == 1 else np.isin(part, values))
 
 
-def box_of(labelled: Labelled, value: int | None) -> Box | None:
-    """Where a label lies, or all of them for None; None where there is none."""
-    if value is not None:
-        return labelled.boxes.get(value)
-    return around(labelled.boxes.values())
+def box_of(labelled: Labelled, values: Values | None) -> Box | None:
+    """Where labels lie, or all there are for None; None where there is none of them."""
+    if values is None:
+        return around(labelled.boxes.values())
+    return around(labelled.boxes[value] for value in values if value in labelled.boxes)
 
 
 def match_names(reference: Iterable[str], predicted: Iterable[str]) -> dict[str, str]:
@@ -266,7 +289,7 @@ def _collect(folder: Path) -> dict[str, CaseFiles]:
     recorded, claimed = _from_records(folder)
     cases = dict(recorded)
     own = folder / DATASET_FILE
-    labels = read_names(own).labels if own.is_file() else {}
+    names = read_names(own) if own.is_file() else Names()
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path in claimed:
             continue
@@ -275,7 +298,7 @@ def _collect(folder: Path) -> dict[str, CaseFiles]:
             if files is not None:
                 cases[path.name] = files
         elif ending_of(path.name) is not None:
-            cases.setdefault(_stem(path), CaseFiles(path, labels=labels))
+            cases.setdefault(_stem(path), CaseFiles(path, names=names))
     return cases
 
 
@@ -324,7 +347,7 @@ def _joined(parts: Iterable[CaseFiles]) -> CaseFiles:
             {**whole.masks, **part.masks},
             whole.denied | part.denied,
             {**whole.presence, **part.presence},
-            part.labels or whole.labels,
+            part.names if part.names != Names() else whole.names,
         )
     return whole
 
