@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pydicom
@@ -92,6 +93,10 @@ def test_masks_of_interpolated_slices_come_back(tilted, write_series, tmp_path):
     scan = read_scan(write_series(values, tilted, slices=along)[0].parent)
     masks = written(tmp_path / "seg.dcm", scan)
     assert np.array_equal(read_dicom_seg(tmp_path / "seg.dcm", scan.geometry).masks, masks)
+    # Also for a scan that goes by another name.
+    written(
+        tmp_path / "seg.dcm", replace(scan, file=replace(scan.file, paths=(tmp_path / "no such folder",)))
+    )
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     assert len(seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence) == 8
 

@@ -185,7 +185,7 @@ def _mask_table(scans: Sequence[CohortScan], masks: Sequence[tuple[Row, tuple[Fl
         for kind in KINDS
         if counts[kind]
     )
-    numbers = [*(column.heading for column in COLUMNS), "Mean intensity"]
+    numbers = [*(column.heading for column in COLUMNS), "Mean"]
     head = "".join(
         f'<th scope="col"{kind}><button type="button">{escape(heading)}</button></th>'
         for headings, kind in ((("Scan", "Prompt", "To look at"), ""), (numbers, ' class="number"'))

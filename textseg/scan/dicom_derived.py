@@ -166,11 +166,14 @@ def _uid(name: str, image: Dataset) -> str:
     return str(image.get(name) or generate_uid(entropy_srcs=[name, str(image.SOPInstanceUID)]))
 
 
-def _files_of_series(path: Path, source: DicomSource) -> list[Path]:
+def _files_of_series(folder: Path, source: DicomSource) -> list[Path]:
+    """All of them, as interpolated slices come from no one of them."""
+    # A scan that was given another name for its outputs still knows its first file.
+    folder = folder if folder.exists() else Path(str(getattr(source.header, "filename", folder))).parent
     series = source.header.get("SeriesInstanceUID")
-    files = [file for file, header in dicom_headers(path) if header.get("SeriesInstanceUID") == series]
+    files = [file for file, header in dicom_headers(folder) if header.get("SeriesInstanceUID") == series]
     if not files:
-        raise OutputError(f"The scan's own files can't be found any more in {path}. Were they moved?")
+        raise OutputError(f"The scan's own files can't be found any more in {folder}. Were they moved?")
     return files
 
 
