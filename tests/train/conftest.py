@@ -48,7 +48,6 @@ def phantom_cases(lexicon: Lexicon) -> list[Case]:
         Case(
             CaseFacts(f"torso_{split}", "torso", "phantom", split, SPACING_MM, None, targets, LEGEND),
             torso_phantom(np.random.default_rng(seed), grid),
-            None,
         )
         for seed, split in enumerate(("train", "validation"))
     ]

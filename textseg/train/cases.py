@@ -82,10 +82,6 @@ class Case:
     labels: NDArray[Any] | BlockedArray
     images: tuple[NDArray[np.float16] | BlockedArray, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.images is None:  # what stood for "no image" when there could be only one
-            object.__setattr__(self, "images", ())
-
     @property
     def known(self) -> NDArray[np.bool_]:
         """Voxels (x, y, z) that somebody labelled, if only as background; reads the whole label map."""
