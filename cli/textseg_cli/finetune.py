@@ -13,7 +13,7 @@ import typer
 from textseg_cli.encoder import Encoder, encoder_told
 from textseg_cli.exits import plain_errors
 from textseg_cli.predict import Device
-from textseg_cli.train import (
+from textseg_cli.training import (
     Deterministic,
     Fold,
     Folds,
