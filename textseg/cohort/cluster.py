@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 PURPOSE = "A cohort on a cluster"
 # A task takes a third of a GPU, so that three share it as three threads share a worker process.
 GPU_SHARE = 1 / THREADS
+SECONDS_TO_ANSWER = 20.0
 SLURM_OPTIONS = (
     "queue",
     "account",
@@ -187,7 +188,7 @@ def open_cluster(
     if "://" not in where:
         raise CohortError(f"A cluster is local, slurm or an address such as tcp://host:8786, got {where}.")
     try:
-        return DaskWorkers(distributed.Client(where, timeout="20s"), None, (), timeout_s, on_gpu)
+        return DaskWorkers(distributed.Client(where, timeout=SECONDS_TO_ANSWER), None, (), timeout_s, on_gpu)
     except (OSError, ValueError) as error:
         raise CohortError(
             f"A dask scheduler must answer at {where}, but none does. Start one with `dask scheduler`."

@@ -116,10 +116,10 @@ def _scan_of(task: Task) -> Iterator[Volume]:
             yield read_scan(task.scan, series=task.series, volume=task.volume)
             return
         folder = stack.enter_context(as_folder([Path(path) for path in task.slices]))
-        yield _read_series(folder, task)
+        yield read_series(folder, task)
 
 
-def _read_series(folder: Path, task: Task) -> Volume:
+def read_series(folder: Path, task: Task) -> Volume:
     """The scan of one series; where its images lie in several ways, the way that most of them do."""
     from textseg.scan import list_series, read_scan
 
