@@ -13,6 +13,8 @@ from textseg.errors import OutputError
 from textseg.prompts import understand
 from textseg.scan import read_label_map, read_scan
 from textseg.scan.dicom_derived import Code, Segment
+from textseg.scan.dicom_seg import read_dicom_seg
+from textseg.scan.rtstruct import read_rtstruct
 
 pytest.importorskip("highdicom", reason="Needs highdicom, of the extra dicom.")
 pytest.importorskip("skimage", reason="Needs scikit-image, of the extra dicom.")
@@ -79,3 +81,16 @@ def test_what_can_not_be_written_leaves_nothing(kind, scan, masks, tmp_path):
     with pytest.raises(OutputError, match="one mask"):
         write_dicom_masks(tmp_path / "out.dcm", kind, masks[:1], PROMPTS, scan)
     assert (tmp_path / "out.dcm").read_text() == "older"
+
+
+def test_masks_of_a_real_series_come_back_voxel_for_voxel(shared_data, tmp_path):
+    """A chest CT from which names and most UIDs were taken out, compressed, its files in no order."""
+    scan = read_scan(shared_data / "scans" / "dicom_chest_ct")
+    x, y, z = np.ogrid[tuple(map(slice, scan.geometry.shape))]
+    away = ((x - 256) / 150) ** 2 + ((y - 250) / 110) ** 2 + ((z - 11) / 8) ** 2
+    # What is no air within: outlines with holes and islands.
+    masks = np.stack([(away < 1) & (scan.voxels[0] > -300), away < 0.2])
+    for kind in ("seg", "rtstruct"):
+        write_dicom_masks(tmp_path / kind, kind, masks, PROMPTS, scan)
+        read = read_dicom_seg if kind == "seg" else read_rtstruct
+        assert np.array_equal(read(tmp_path / kind, scan.geometry).masks, masks)

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -110,11 +111,12 @@ def dicom_text(text: str, longest: int) -> str:
 
 def new_uid(kind: str, scan: Volume, masks: Bools, segments: Sequence[Segment]) -> str:
     """A UID that follows from source and content: the same masks of the same scan are the same object."""
-    source = [scan.file.details.get("series_uid", "") if scan.file else ""]
-    content = pydicom.uid.generate_uid(entropy_srcs=[np.packbits(masks).tobytes().hex()])
-    return str(
-        generate_uid(entropy_srcs=[kind, __version__, *source, content, *(str(one) for one in segments)])
-    )
+    digest = hashlib.sha256()
+    for mask in masks:
+        digest.update(np.packbits(mask).tobytes())
+    source = str(scan.file.details.get("series_uid", "")) if scan.file else ""
+    words = [kind, __version__, source, digest.hexdigest(), *(str(segment) for segment in segments)]
+    return str(generate_uid(entropy_srcs=words))
 
 
 def check_masks(masks: Bools, segments: Sequence[Segment], scan: Volume) -> None:
