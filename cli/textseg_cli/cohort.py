@@ -461,12 +461,13 @@ def _asked_to_stop_by_signals(stop: Stop, screen: Screen) -> Iterator[None]:
 
 
 def _finish(screen: Screen, out: Path, entries: Sequence[Entry]) -> None:
-    """Tables from what is done, written and shown."""
+    """Tables and pages from what is done, written and shown."""
     from textseg.cohort.summary import summary_rows, write_tables
+    from textseg.report.cohort_page import write_cohort_report
 
     rows = summary_rows(out, entries)
     try:
-        written = write_tables(out, rows)
+        written = [*write_tables(out, rows), *write_cohort_report(out, rows)[:1]]
     except OutputError as error:
         # The disk may be full, which the end of the run tells; the masks are there.
         screen.warning(str(error))
@@ -475,7 +476,7 @@ def _finish(screen: Screen, out: Path, entries: Sequence[Entry]) -> None:
         return
     show_found(screen, entries, rows)
     if written:
-        screen.lines([f"Tables: {', '.join(str(path) for path in written)}"])
+        screen.lines([f"Written: {', '.join(str(path) for path in written)}"])
 
 
 def _say_end(screen: Screen, end: RunEnd, out: Path) -> None:
