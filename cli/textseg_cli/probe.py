@@ -92,6 +92,9 @@ def probe(
         def told(stage: str, share: float, seconds_left: float | None) -> None:
             left = "" if seconds_left is None else f"; about {_duration(seconds_left)} left"
             bar(f"{stage}{left}", round(100 * share), 100)
+            # The bar is for terminals; a log gets a line a case.
+            if stage.endswith(": done") and share < 1:
+                screen.note(f"{stage}{left}.")
 
         identity = {"name": found_model.name, "sha256": found_model.sha256}
         observations = probe_cases(

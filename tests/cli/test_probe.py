@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.cli.conftest import AFFINE, BOX, Run, Stub
+from tests.voxtell.tiny_folder import Tiny, write_folder
 
 
 @pytest.fixture
@@ -46,6 +47,8 @@ def test_a_probe_writes_one_table_and_one_page(probe: Run, stub: Stub, out: Path
     assert result.exit_code == 0, result.output
     assert "typing error" in result.stdout
     assert "Written to" in result.stdout
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Note: case 1 of 2 (a): done; about ")
     with (out / "robustness.csv").open(encoding="utf-8") as file:
         rows = {(row["suite"], row["test"]): row for row in csv.DictReader(file)}
     # The stub marks the box whatever it is asked: right for every name of the liver, wrong for the spleen.
@@ -117,3 +120,20 @@ def test_quiet_says_nothing_and_no_folder_writes_nothing(
     result = textseg("probe", tiny_model, dataset, "--suites", "absent", "--cases", 1, "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_models_of_other_projects_are_asked_too_and_may_refuse_words(
+    textseg: Run, dataset: Path, out: Path, tmp_path: Path
+) -> None:
+    folder = write_folder(tmp_path / "voxtell", Tiny())
+    options = ("--suites", "paraphrases", "--prompts", 4, "--cases", 1, "-o", out)
+    result = textseg("probe", folder, dataset, *options)
+    assert result.exit_code == 0, result.output
+    with (out / "observations.csv").open(encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    refused = {row["prompt"] for row in found if row["refused"] == "True"}
+    # Names that the lexicon knows are asked by the label's; a word that it can't mend names no label.
+    assert refused
+    assert {row["test"] for row in found if row["prompt"] in refused} == {"typing error"}
+    assert {row["dice"] for row in found if row["prompt"] in refused} == {"0"}
+    assert len(refused) < len(found)
