@@ -18,6 +18,7 @@ from textseg.cohort.request import Request
 from textseg.cohort.run import entries_of, run_cohort
 from textseg.cohort.start import start_cohort, what_was_asked
 from textseg.cohort.summary import summary_rows, write_tables
+from textseg.report.cohort_page import write_cohort_report
 
 Series = Callable[..., Path]
 
@@ -39,7 +40,9 @@ def run_here(archive: Path, out: Path, model: Path, **choices: Any) -> dict[str,
     settings = Settings(**choices)
     found = start_cohort(Request((str(archive),), ("liver",), str(model)), settings, out)
     run_cohort(found.jobs, out, settings, Here())
-    write_tables(out, summary_rows(out, entries_of(out)))
+    rows = summary_rows(out, entries_of(out))
+    write_tables(out, rows)
+    write_cohort_report(out, rows)
     return {entry.id: entry.state for entry in entries_of(out)}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from tests.cohort.conftest import Here, record_of
 from textseg.cohort.jobs import JOURNAL_FILE, Job, Settings
 from textseg.cohort.run import entries_of, run_cohort
-from textseg.cohort.task import Task
+from textseg.cohort.task import Outcome, Task
 
 Find = Callable[..., tuple[Job, ...]]
 Tree = Callable[[Path], dict[str, bytes]]
@@ -68,10 +70,51 @@ def test_a_renamed_scan_takes_its_outputs_along(
     (scans / "a.nii.gz").rename(scans / "z.nii.gz")
     again = Here()
     end = run_cohort(jobs_of(scans), out, plain, again)
-    assert (end.found_done, again.tasks) == (3, [])
+    assert (end.done, end.found_done, again.tasks) == (3, 3, [])
     after = tree_of(out)
+    assert not (out / "a").exists()
     assert after["z/mask_liver.nii.gz"] == before["a/mask_liver.nii.gz"]
     assert record_of(out, "z")["scan"]["files"] == [str(scans / "z.nii.gz")]
+
+
+def test_a_copy_gets_outputs_of_its_own(
+    scans: Path, out: Path, jobs_of: Find, here: Here, plain: Settings, tree_of: Tree
+) -> None:
+    run_cohort(jobs_of(scans), out, plain, here)
+    (scans / "copy.nii.gz").write_bytes((scans / "a.nii.gz").read_bytes())
+    again = Here()
+    end = run_cohort(jobs_of(scans), out, plain, again)
+    assert (end.done, again.tasks) == (4, [])
+    tree = tree_of(out)
+    assert tree["copy/mask_liver.nii.gz"] == tree["a/mask_liver.nii.gz"]
+
+
+def test_a_language_model_is_loaded_by_one_worker_first(
+    scans: Path, out: Path, jobs_of: Find, plain: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("textseg.cohort.run._Run._reads_slowly", lambda run, model: True)
+    with_worker: list[int] = []
+
+    class Slow(Here):
+        """Says how many tasks were out when each was done, and answers later than at once."""
+
+        capacity = 3
+
+        def submit(self, task: Task) -> Future[Outcome]:
+            self.out = getattr(self, "out", 0) + 1
+            with_worker.append(self.out)
+            future = super().submit(task)
+            later: Future[Outcome] = Future()
+
+            def answer() -> None:
+                self.out -= 1
+                later.set_result(future.result())
+
+            threading.Timer(0.3, answer).start()
+            return later
+
+    assert run_cohort(jobs_of(scans), out, plain, Slow()).done == 3
+    assert with_worker == [1, 1, 2]
 
 
 def test_only_what_changed_is_done_again(

@@ -167,13 +167,9 @@ class Journal:
             (reason, seconds, _now(), job),
         )
 
-    def retry(self, jobs: Iterable[str]) -> None:
-        """These failed jobs are pending again."""
-        with self._all_or_nothing():
-            for job in jobs:
-                self._base.execute(
-                    "UPDATE jobs SET state = 'pending', reason = '' WHERE id = ? AND state = 'failed'", (job,)
-                )
+    def forget(self, job: str) -> None:
+        """As if it had never been."""
+        self._base.execute("DELETE FROM jobs WHERE id = ?", (job,))
 
     def entries(self) -> list[Entry]:
         """All jobs by their ids."""

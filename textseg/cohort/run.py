@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -155,7 +156,11 @@ class _Run:
             shutil.rmtree(self.staging, ignore_errors=True)
             self.journal.register(_entry_of(job, self.settings) for job in self.jobs.values())
             before = {entry.id: entry for entry in self.journal.entries()}
-            self._work(self._tasks(before, only, retry_failed), stop)
+            tasks = self._tasks(before, only, retry_failed)
+            if any(map(self._reads_slowly, {job.model for job in self.jobs.values()})):
+                # One worker alone loads the language model; the others find its vectors on disk.
+                self._work(islice(tasks, 1), stop, most=1)
+            self._work(tasks, stop)
             # What found no memory, or took its worker with it, is tried with the machine to itself.
             while self.alone and self.stopped is None:
                 self._work(iter([self.alone.popleft()]), stop, most=1)
@@ -216,6 +221,17 @@ class _Run:
             raise model
         return model
 
+    def _reads_slowly(self, name: str) -> bool:
+        """Whether a model's texts go through a language model of gigabytes."""
+        try:
+            model = self._model(name)
+            return model.kind == "voxtell" or (
+                model.kind == "textseg" and model.plan.text.encoder is not None
+            )
+        except TextsegError:
+            # Each of its scans will say so.
+            return False
+
     def _is_done(self, task: Task) -> bool:
         """Whether the outputs are there, also under the name that the scan had before."""
         if is_finished(task.folder, task.key):
@@ -223,6 +239,10 @@ class _Run:
         for other in self.journal.done_under(task.key):
             if other != task.id and is_finished(self.out / other, task.key):
                 take_over(self.out / other, task)
+                if other not in self.jobs:
+                    # The scan has another name now, under which its outputs are.
+                    self.journal.forget(other)
+                    shutil.rmtree(self.out / other, ignore_errors=True)
                 return True
         return False
 
