@@ -87,7 +87,7 @@ def test_masks_of_a_real_series_come_back_voxel_for_voxel(shared_data, tmp_path)
     """A chest CT from which names and most UIDs were taken out, compressed, its files in no order."""
     scan = read_scan(shared_data / "scans" / "dicom_chest_ct")
     x, y, z = np.ogrid[tuple(map(slice, scan.geometry.shape))]
-    away = ((x - 256) / 150) ** 2 + ((y - 250) / 110) ** 2 + ((z - 11) / 8) ** 2
+    away = ((x - 190) / 60) ** 2 + ((y - 250) / 50) ** 2 + ((z - 11) / 5) ** 2
     # What is no air within: outlines with holes and islands.
     masks = np.stack([(away < 1) & (scan.voxels[0] > -300), away < 0.2])
     for kind in ("seg", "rtstruct"):

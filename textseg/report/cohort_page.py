@@ -80,10 +80,8 @@ def write_cohort_report(
     scans = _scans(rows, picture or (lambda name: _picture_in(out, name)))
     done = [scan for scan in scans if scan.is_done]
     paths = [out / INDEX]
-    for number, scan in enumerate(done):
-        before, after = done[number - 1] if number else None, done[number + 1 : number + 2]
-        page = scan_page(title, scan, before, after[0] if after else None)
-        paths.append(_write(out / PAGES / f"{scan.id}.html", page))
+    for before, scan, after in zip([None, *done], done, [*done[1:], None], strict=False):
+        paths.append(_write(out / PAGES / f"{scan.id}.html", scan_page(title, scan, before, after)))
     # Last, so that whatever it links to is there.
     _write(paths[0], _index_page(title, scans))
     return paths
@@ -104,9 +102,9 @@ def _picture_in(out: Path, name: str) -> Path | None:
     return path if path.is_file() else None
 
 
-def _write(path: Path, page: str) -> Path:
+def _write(path: Path, content: str) -> Path:
     try:
-        write_bytes(path, page.encode())
+        write_bytes(path, content.encode())
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror or error}.") from error
     return path
@@ -125,7 +123,7 @@ def _index_page(title: str, scans: Sequence[CohortScan]) -> str:
         f"<header><h1>{escape(title)}</h1>{_tiles(scans, masks)}</header><main>",
         _failures([scan for scan in scans if not scan.is_done]),
         _histograms(masks),
-        _mask_table(done, masks),
+        _mask_table(masks),
         _gallery(done),
         f"</main><script>{resource('cohort_page.js')}</script>",
     ]
@@ -178,7 +176,7 @@ def _histograms(masks: Sequence[tuple[Row, tuple[Flag, ...]]]) -> str:
     return f'<h2>Volumes</h2><div class="cards">{"".join(cards)}</div>' if cards else ""
 
 
-def _mask_table(scans: Sequence[CohortScan], masks: Sequence[tuple[Row, tuple[Flag, ...]]]) -> str:
+def _mask_table(masks: Sequence[tuple[Row, tuple[Flag, ...]]]) -> str:
     counts = Counter(flag.kind for _, flags in masks for flag in flags)
     buttons = "".join(
         f'<button type="button" data-flag="{kind}" aria-pressed="false">{kind} {counts[kind]}</button>'

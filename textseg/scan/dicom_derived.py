@@ -184,8 +184,6 @@ def _header(path: Path) -> Dataset:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             header = pydicom.dcmread(path, force=True, stop_before_pixels=True)
-            # Read now, while warnings are off and the file is there.
-            header.decode()
     except (OSError, ValueError, EOFError, NotImplementedError) as error:
         raise OutputError(f"The scan's own file {path} can't be read any more: {error}.") from error
     for name in ("SOPClassUID", "SOPInstanceUID"):
