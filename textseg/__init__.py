@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from textseg.prompts import Prompt, understand
     from textseg.result import Found, Segmentation
     from textseg.scan import read_scan, write_mask
+    from textseg.session import Session
     from textseg.volume import Volume
 
 _HOMES = {
     "segment": "textseg.inference",
     "Segmenter": "textseg.inference",
     "Segmentation": "textseg.result",
+    "Session": "textseg.session",
     "Found": "textseg.result",
     "Volume": "textseg.volume",
     "Geometry": "textseg.geometry",
@@ -69,6 +71,7 @@ __all__ = [
     "ScanError",
     "Segmentation",
     "Segmenter",
+    "Session",
     "TextsegError",
     "Volume",
     "__version__",

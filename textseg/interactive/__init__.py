@@ -1,0 +1,1 @@
+"""The parts of an interactive session: marks, engines that answer them, and what is kept of a step."""
