@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textseg.atomic import written_whole
+from textseg.dicom_output import DICOM_KINDS, DicomKind, check_dicom
 from textseg.errors import OutputError
 from textseg.scan import mask_ending
 from textseg.scan.formats import ending_of
@@ -42,7 +43,8 @@ class Destination:
     Args:
         folder: made where it is missing.
         name: of the one mask, or of the label map, with its ending; None to name files after scan and prompt.
-        ending: "nii.gz", "nrrd", "mha" …; None for the scan's own format.
+        ending: "nii.gz", "nrrd", "mha" …, or "dicom-seg" or "rtstruct" for one file of all prompts; None for
+            the scan's own format.
         combined: one label map with a legend instead of one mask a prompt.
         preview: a PNG with three planes through the masks' centre.
         write_empty: write masks also for prompts that were not found.
@@ -57,6 +59,10 @@ class Destination:
     write_empty: bool = False
     overwrite: bool = False
 
+    @property
+    def dicom_kind(self) -> DicomKind | None:
+        return DICOM_KINDS.get(self.ending or "")
+
     def names(self, volume: Volume, prompts: Sequence[str]) -> FileNames:
         """The names of all files that may be written for these prompts.
 
@@ -66,7 +72,7 @@ class Destination:
         Raises:
             OutputError: one name is given for several masks.
         """
-        if self.name and len(prompts) > 1 and not self.combined:
+        if self.name and len(prompts) > 1 and not (self.combined or self.dicom_kind):
             raise OutputError(
                 f"A file holds one mask, got {self.name} for {len(prompts)} prompts. "
                 "Give a folder, or --combined for a label map."
@@ -76,6 +82,9 @@ class Destination:
         if self.name:
             run = self.name[: len(self.name) - len(ending_of(self.name) or "")]
             masks = [self.name] * len(prompts)
+        elif self.dicom_kind:
+            run = file_stems(stem, [" ".join(prompts)])[0]
+            masks = [f"{run}_{self.dicom_kind}.dcm"] * len(prompts)
         elif self.combined:
             run = f"{stem}_labels"
             masks = [f"{run}.{ending}"] * len(prompts)
@@ -100,11 +109,13 @@ class Destination:
             raise _unwritable(self.folder, error) from error
 
     def check_names(self, volume: Volume, prompts: Sequence[str]) -> None:
-        """Refuse to write over files that are there, and over the scan in any case.
+        """Refuse to write over files that are there, over the scan in any case, and DICOM of what is none.
 
         Raises:
             OutputError: it would happen.
         """
+        if self.dicom_kind:
+            check_dicom(self.dicom_kind, volume)
         paths = [self.folder / name for name in self.names(volume, prompts).all]
         scan = [path for path in (volume.file.paths if volume.file else ()) if path.exists()]
         for path in paths:

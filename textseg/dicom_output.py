@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -11,12 +12,17 @@ from textseg.atomic import written_whole
 from textseg.errors import OutputError
 from textseg.prompts import Prompt
 from textseg.prompts.lexicon import Concept
-from textseg.scan.dicom_derived import OUR_SCHEME, Bools, Code, Segment
+from textseg.scan.dicom import DicomSource
+from textseg.scan.dicom_derived import OUR_SCHEME, Bools, Code, Segment, not_dicom_error
 from textseg.scan.dicom_seg import write_dicom_seg
 from textseg.scan.rtstruct import write_rtstruct
 from textseg.volume import Volume
 
 DicomKind = Literal["seg", "rtstruct"]
+
+# By what people ask for, as they would name an ending.
+DICOM_KINDS: dict[str, DicomKind] = {"dicom-seg": "seg", "rtstruct": "rtstruct"}
+NEEDS: dict[DicomKind, str] = {"seg": "highdicom", "rtstruct": "skimage"}
 
 
 def write_dicom_masks(
@@ -55,6 +61,21 @@ def write_dicom_masks(
         raise
     except OSError as error:
         raise OutputError(f"{path} can't be written: {error.strerror or error}.") from error
+
+
+def check_dicom(kind: DicomKind, scan: Volume) -> None:
+    """Refuse what can't be written, before there are masks to write.
+
+    Raises:
+        OutputError: the scan is not DICOM, or a library is not installed.
+    """
+    if scan.file is None or not isinstance(scan.file.header, DicomSource):
+        raise not_dicom_error(scan)
+    if find_spec(NEEDS[kind]) is None:
+        raise OutputError(
+            f"This DICOM output needs {NEEDS[kind]}, which is not installed: "
+            'pip install "textseg[dicom]"; or write NIfTI or NRRD.'
+        )
 
 
 def segment_of(prompt: Prompt) -> Segment:

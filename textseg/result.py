@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from textseg.atomic import write_bytes
 from textseg.destination import Destination
+from textseg.dicom_output import DicomKind, write_dicom_masks
 from textseg.errors import OutputError
 from textseg.geometry import Box, Geometry, bounding_box
 from textseg.masks import combine
@@ -133,7 +134,10 @@ class Segmentation:
         to.check_names(self.volume, prompts)
         masks = {i: names.masks[i] for i, found in enumerate(self.found) if found.is_there or to.write_empty}
         with to.all_or_nothing() as unfinished:
-            if to.combined and masks:
+            if to.dicom_kind:
+                if masks:
+                    self._write_dicom(unfinished / names.masks[0], to.dicom_kind, list(masks))
+            elif to.combined and masks:
                 write_label_map(unfinished / names.masks[0], self.labels, self.legend, self.volume)
             elif not to.combined:
                 for index, name in masks.items():
@@ -146,6 +150,10 @@ class Segmentation:
             # An older mask of what is not found now would pass for this run's.
             (to.folder / name).unlink(missing_ok=True)
         return [to.folder / name for name in names.all if name not in not_written]
+
+    def _write_dicom(self, path: Path, kind: DicomKind, shown: list[int]) -> None:
+        prompts = [self.found[index].prompt for index in shown]
+        write_dicom_masks(path, kind, self.masks[shown], prompts, self.volume, model=self.model.name)
 
     def save_preview(self, path: str | Path) -> None:
         """A PNG with axial, coronal and sagittal planes through the masks, radiological convention."""

@@ -34,6 +34,8 @@ class MaskFormat(StrEnum):
     NII_GZ = "nii.gz"
     NRRD = "nrrd"
     MHA = "mha"
+    DICOM_SEG = "dicom-seg"
+    RTSTRUCT = "rtstruct"
 
 
 WHAT, HOW, WHERE, SHOWN = "What to segment", "How", "What to write", "What to print"
@@ -99,7 +101,12 @@ def predict(
     ] = None,
     mask_format: Annotated[
         MaskFormat | None,
-        typer.Option("--format", help="Of the masks; the scan's own by default.", rich_help_panel=WHERE),
+        typer.Option(
+            "--format",
+            help="Of the masks; the scan's own by default. dicom-seg and rtstruct: one file for all prompts, "
+            "of a scan that came as DICOM.",
+            rich_help_panel=WHERE,
+        ),
     ] = None,
     combined: Annotated[
         bool,
@@ -217,11 +224,13 @@ def _prompts_in(path: Path) -> list[str]:
 
 def _folder_and_name(out: Path, ending: str | None) -> tuple[Path, str | None]:
     """OUT is a file where it ends like a mask, else a folder."""
+    from textseg.dicom_output import DICOM_KINDS
     from textseg.scan.formats import ending_of
     from textseg.scan.write import WRITERS
 
-    if out.is_dir() or ending_of(out.name) not in WRITERS:
+    is_dicom = ending in DICOM_KINDS
+    if out.is_dir() or ending_of(out.name) not in (*WRITERS, *((".dcm",) if is_dicom else ())):
         return out, None
-    if ending and not out.name.lower().endswith(f".{ending}"):
+    if ending and not out.name.lower().endswith(".dcm" if is_dicom else f".{ending}"):
         raise OutputError(f"--format and the name of the file must agree, got {ending} and {out.name}.")
     return out.parent, out.name

@@ -122,15 +122,19 @@ def new_uid(kind: str, scan: Volume, masks: Bools, segments: Sequence[Segment]) 
 def check_masks(masks: Bools, segments: Sequence[Segment], scan: Volume) -> None:
     """Raises OutputError unless there are masks on the scan's grid, one a segment, and the scan is DICOM."""
     if scan.file is None or not isinstance(scan.file.header, DicomSource):
-        raise OutputError(
-            "DICOM SEG and RTSTRUCT refer to the images of a DICOM series, but the scan came as "
-            f"{scan.file.format if scan.file else 'voxels without a file'}. Write NIfTI or NRRD instead."
-        )
+        raise not_dicom_error(scan)
     if masks.dtype != np.bool_ or masks.shape != (len(segments), *scan.geometry.shape) or not segments:
         raise OutputError(
             f"There must be one mask (x, y, z) of bool for each segment on the grid {scan.geometry.shape}, "
             f"got {masks.dtype} {masks.shape} for {len(segments)} segments."
         )
+
+
+def not_dicom_error(scan: Volume) -> OutputError:
+    return OutputError(
+        "DICOM SEG and RTSTRUCT refer to the images of a DICOM series, but the scan came as "
+        f"{scan.file.format if scan.file else 'voxels without a file'}. Write NIfTI or NRRD instead."
+    )
 
 
 def source_images(scan: Volume) -> dict[Path, Dataset]:
