@@ -25,6 +25,8 @@ from textseg.prompts import Prompt, clean, understand
 from textseg.registry.entries import all_entries
 
 CARD_FILE = "card.md"
+# What a model was taught to find, with a dataset's own words; written by `textseg.train.export`.
+TAUGHT_FILE = "taught.json"
 WEIGHTS_FILES = ("network.safetensors", "text_tower.safetensors", "vocabulary.json")
 
 Kind = Literal["textseg", "voxtell", "nnunet"]
@@ -137,7 +139,33 @@ class ModelFolder:
         Raises:
             PromptError: a text can't be a prompt, or not one of this kind of model.
         """
-        return [understand(text) if self.kind == "textseg" else _freely(text) for text in texts]
+        if self.kind != "textseg":
+            return [_freely(text) for text in texts]
+        return [self._own_prompt(text) or understand(text) for text in texts]
+
+    @cached_property
+    def own_words(self) -> dict[str, str]:
+        """The model's own words for what the lexicon does not know, cleaned, and what it was trained with.
+
+        Raises:
+            ModelError: the file of what it was taught can't be read.
+        """
+        path = self.path / TAUGHT_FILE
+        if not path.is_file():
+            return {}
+        try:
+            taught = json.loads(path.read_text(encoding="utf-8"))["taught"]
+            said = [entry["words"] for entry in taught if entry["own"] and entry["words"]]
+            return {clean(text): clean(texts[0]) for texts in said for text in texts}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ModelError(
+                f"{path} lists what the model was taught, but it can't be read ({error}). Export it again."
+            ) from error
+
+    def _own_prompt(self, text: str) -> Prompt | None:
+        """A prompt in the model's own words, which the lexicon might take for something else."""
+        words = self.own_words.get(clean(text))
+        return None if words is None else Prompt(text, words, None, None)
 
 
 def _freely(text: str) -> Prompt:

@@ -206,7 +206,7 @@ def _train_recipe(
     with screen.progress() as progress:
         with world.first_goes_first():
             _gather_once(plan_folder, data, places.arrays, plan, progress)
-            keep_beside(places)
+            keep_beside(places, plan)
         trained = run_recipe(
             plan,
             places.text,

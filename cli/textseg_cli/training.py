@@ -107,12 +107,16 @@ def note_warnings(screen: Screen, problems: tuple[object, ...], dataset: Path) -
 
 
 def warn_of_likeness(screen: Screen, dataset: Dataset, text: Path, plan: Plan, lexicon: Lexicon) -> None:
-    from textseg.embeddings.encoder import load_own_encoder
-    from textseg.prompts import understand
     from textseg.train.finetune import confusable
+    from textseg.train.labelled import label_targets
+    from textseg.train.recipe import encoder_of
+    from textseg.train.words import own_texts
 
-    words = {name: understand(label.words[0], lexicon).canonical for name, label in dataset.labels.items()}
-    for one, other, cosine in confusable(words, load_own_encoder(text, plan.text)):
+    words = {
+        name: own_texts(target, said, lexicon)[0]
+        for name, (target, said) in label_targets(dataset.labels, lexicon).items()
+    }
+    for one, other, cosine in confusable(words, encoder_of(text, plan)):
         screen.warning(
             f"{one!r} and {other!r} have nearly the same vector (cosine {cosine:.3f}): the model can hardly "
             "tell them apart. Give one of them other words in prompts.json."

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Run, Stub
 from tests.train.test_labelled import write_dataset
+from textseg.errors import ModelError
+from textseg.models import find_model
 from textseg.train.cases import Target
 from textseg.train.checkpoint import BEST_FILE
 from textseg.train.export import TAUGHT_FILE, read_taught
@@ -130,3 +132,22 @@ def test_the_best_weights_are_exported_unless_the_last_are_asked_for(
 def _averaged(run: Path) -> dict[str, torch.Tensor]:
     state: dict[str, dict[str, torch.Tensor]] = torch.load(run / "state.pt", weights_only=True)
     return state["averaged"]
+
+
+def test_a_model_understands_its_own_labels_where_the_lexicon_would_not(
+    textseg: Run, tiny_model: Path, tmp_path: Path
+) -> None:
+    labels = {"background": 0, "enhancing tumor": 1, "non-enhancing tumor": 2}
+    dataset = write_dataset(tmp_path / "set", labels=labels)
+    options = ("--from", tiny_model, "-o", tmp_path / "mine", "--steps", "2", "--device", "cpu")
+    result = textseg("finetune", dataset, *options, "--minutes", "0")
+    assert result.exit_code == 0, result.output
+    assert textseg("export", tmp_path / "mine.run", "-o", tmp_path / "out").exit_code == 0
+    for name in ("mine", "out"):
+        prompts = find_model(tmp_path / name).read_prompts(
+            ["the Non-enhancing tumors", "enhancing tumor", "liver"]
+        )
+        assert [prompt.canonical for prompt in prompts] == ["non enhancing tumor", "enhancing tumor", "liver"]
+    (tmp_path / "out" / TAUGHT_FILE).write_text("{", encoding="utf-8")
+    with pytest.raises(ModelError, match="taught"):
+        find_model(tmp_path / "out").read_prompts(["liver"])

@@ -194,3 +194,13 @@ def test_every_nth_case_is_held_back(tmp_path, lexicon):
     dataset = read_dataset(write_dataset(tmp_path / "set", cases=names), lexicon)
     assert split_cases(dataset, 5) == {"case04", "case09"}
     assert split_cases(dataset, 12) == set()
+
+
+def test_labels_that_the_lexicon_takes_for_one_stay_two(tmp_path, made):
+    labels = {"background": 0, "enhancing tumor": 1, "non-enhancing tumor": 2}
+    facts, words, _ = made(write_dataset(tmp_path / "set", labels=labels))
+    named = dict(facts["a"].targets)
+    other = Target(None, None, "non-enhancing tumor")
+    assert named[Target("brain", "enhancing_tumor")] == (1,)
+    assert named[other] == (2,)
+    assert words[other] == ("non-enhancing tumor",)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from tests.tiny_model import write_tiny_model
 from textseg.device import Compute
+from textseg.embeddings.text_plan import EncoderPlan
 from textseg.errors import DatasetError
 from textseg.models import CARD_FILE, find_model
 from textseg.network.weights import NETWORK_FILE, load_network
@@ -114,7 +115,7 @@ def test_the_best_weights_are_exported(tmp_path, model, arrays, with_training, l
     monkeypatch.setattr("textseg.train.recipe.HeldBack", Falling)
     plan = with_training(steps=3, prompts_per_sample=2, validate_every=1)
     places = RunPlaces(tmp_path / "model", tmp_path / "run", arrays, model)
-    keep_beside(places)
+    keep_beside(places, plan)
     trained = run_recipe(plan, model, arrays, places.run, lexicon, CPU, workers=0)
     assert trained.best == Best(1, 0.9)
     assert export_run(places.run, places.model, float32=True) == 3
@@ -154,3 +155,39 @@ def test_arrays_without_a_case_to_train_on_are_refused(tmp_path, model, plan, le
     write_index([held_back.facts], tmp_path)
     with pytest.raises(DatasetError, match="mixture"):
         make_stream(plan, model, tmp_path, lexicon)
+
+
+def test_training_takes_the_encoder_that_the_plan_chooses(
+    tmp_path,
+    arrays,
+    with_training,
+    lexicon,
+    monkeypatch,
+):
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    class Words:
+        """In place of a language model: a vector from each text's letters."""
+
+        width, name = 24, "words"
+
+        def embed(self, texts):
+            calls.append(len(texts))
+            rows = [torch.randn(24, generator=torch.Generator().manual_seed(sum(map(ord, t)))) for t in texts]
+            return torch.stack(rows)
+
+    monkeypatch.setattr("textseg.embeddings.choice._foreign", lambda *_: Words())
+    source = "some/encoder"
+    plan = with_training(steps=1, prompts_per_sample=2)
+    text = plan.text.model_copy(
+        update={"vector_width": 24, "encoder": EncoderPlan(kind="mean", source=str(source))}
+    )
+    network = plan.network.model_copy(update={"text_width": 24})
+    plan = plan.model_copy(update={"text": text, "network": network})
+    model = tmp_path / "model"
+    model.mkdir()
+    trained = run_recipe(plan, model, arrays, tmp_path / "run", lexicon, CPU, workers=0)
+    write_scored_card(trained, plan, model, arrays, lexicon, Compute(CPU, torch.float32))
+    assert len(calls) == 1  # the cards' words are among those of training, and so on disk
+    assert "the text encoder" in (model / "card.md").read_text()

@@ -22,7 +22,7 @@ from textseg.device import Compute
 from textseg.embeddings.tower import WEIGHTS_FILE as TOWER_FILE
 from textseg.embeddings.vocabulary import VOCABULARY_FILE
 from textseg.errors import DatasetError, ModelError, OutputError, PlanError
-from textseg.models import CARD_FILE
+from textseg.models import CARD_FILE, TAUGHT_FILE
 from textseg.network.build import TextPromptedNetwork, build_network
 from textseg.network.weights import NETWORK_FILE, file_hash
 from textseg.plan import PLAN_FILE, Plan, read_plan, write_plan
@@ -35,7 +35,6 @@ from textseg.train.finetune import add_low_rank, merge_low_rank
 from textseg.train.loop import Trained
 from textseg.train.recipe import save_model, write_scored_card
 
-TAUGHT_FILE = "taught.json"
 TAUGHT_FORMAT = "textseg-taught-1"
 # The run's note of the model that it wrote, to know it again.
 WRITTEN_FILE = "written.json"
@@ -84,9 +83,14 @@ def check_model_place(places: RunPlaces, *, overwrite: bool, own_plan: Path | No
         )
 
 
-def keep_beside(places: RunPlaces) -> None:
+def text_files(plan: Plan) -> tuple[str, ...]:
+    """What a model keeps of its text side: with another project's encoder, neither tower nor vocabulary."""
+    return () if plan.text.encoder else (TOWER_FILE, VOCABULARY_FILE)
+
+
+def keep_beside(places: RunPlaces, plan: Plan) -> None:
     """Put the text tower, and what the cases teach, into the run's folder, so that it can be exported."""
-    for name in (TOWER_FILE, VOCABULARY_FILE):
+    for name in text_files(plan):
         _write_unless_same(places.run / name, (places.text / name).read_bytes())
     _write_unless_same(places.run / TAUGHT_FILE, taught_document(places.arrays))
 
@@ -225,7 +229,7 @@ def _write_beside(model: Path, plan: Plan, run: Path) -> None:
     model.mkdir(parents=True, exist_ok=True)
     if not _is_plan(model, plan):
         write_plan(plan, model / PLAN_FILE)
-    for name in (TOWER_FILE, VOCABULARY_FILE, TAUGHT_FILE):
+    for name in (*text_files(plan), TAUGHT_FILE):
         if not (run / name).is_file():
             raise DatasetError(
                 f"A run keeps {name} for its model, but {run} has none. Run its training again."

@@ -45,8 +45,9 @@ def dataset_jobs(
     """
     if dataset.layout == "nnunet":
         _refuse_other_channels(dataset, plan)
-    targets = {name: label_target(label, lexicon) for name, label in dataset.labels.items()}
-    words = {target: dataset.labels[name].words for name, target in targets.items()}
+    meant = label_targets(dataset.labels, lexicon)
+    targets = {name: target for name, (target, _) in meant.items()}
+    words = dict(meant.values())
     group = common_group(dataset, plan)
     jobs = []
     for case in dataset.cases:
@@ -56,6 +57,22 @@ def dataset_jobs(
             jobs.append(job)
             words |= said
     return jobs, words
+
+
+def label_targets(labels: Mapping[str, Label], lexicon: Lexicon) -> dict[str, tuple[Target, tuple[str, ...]]]:
+    """What each label asks for, and its words; one that the lexicon takes for another is a thing of its own.
+
+    "Enhancing tumor" and "non-enhancing tumor" are one finding to the lexicon, and two to their dataset.
+    """
+    targets = {name: label_target(label, lexicon) for name, label in labels.items()}
+    every = list(targets.values())
+    found: dict[str, tuple[Target, tuple[str, ...]]] = {}
+    for name, label in labels.items():
+        # Words from the lexicon are those of what it took the label for.
+        said = (name.replace("_", " "),) if label.words_from == "lexicon" else label.words
+        apart = every.count(targets[name]) > 1 and understand(said[0], lexicon).unused
+        found[name] = (Target(None, None, name), said) if apart else (targets[name], label.words)
+    return found
 
 
 def label_target(label: Label, lexicon: Lexicon) -> Target:

@@ -7,6 +7,7 @@ alone. There it is asked for as neither present nor absent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -59,7 +60,9 @@ class Mirror:
         other = tuple(text for text in swapped if text is not None)
         if clean(other[0]) in self._own:
             return self._own[clean(other[0])]
-        image = Target(None, None, f"mirror image of {target.own}")
+        # A sentence's own name ends with the sentence.
+        name = re.sub(re.escape(texts[0]) + "$", lambda end: other[0], target.own or "")
+        image = Target(None, None, f"mirror image of {name}")
         self.words[image] = other
         return image
 

@@ -137,7 +137,7 @@ def train_on_dataset(
     world = here(compute.device)
     with world.first_goes_first():
         _prepare(split.of(dataset), split, plan, lexicon, places.arrays, workers, progress)
-        keep_beside(places)
+        keep_beside(places, plan)
     plan = fitted(plan, places.arrays)
     trained = run_recipe(
         plan,

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from textseg.device import Compute, describe_device
-from textseg.embeddings.encoder import load_own_encoder
+from textseg.embeddings.choice import load_text_encoder
+from textseg.embeddings.encoder import TextEncoder, load_own_encoder
 from textseg.embeddings.tower import load_tower
 from textseg.errors import DatasetError
 from textseg.network.build import TextPromptedNetwork, count_parameters
@@ -34,8 +35,8 @@ PLAIN_INTRODUCTION = """# Model card: textseg {facts[name]}
 **Intended use** research and annotation. Not a medical device, not for diagnosis or treatment: look at every
 mask.
 
-**Network** {facts[parameters_millions]:.1f} M parameters, and a text tower of
-{facts[text_parameters_millions]:.1f} M. The plan beside this card owns every number.
+**Network** {facts[parameters_millions]:.1f} M parameters, and {facts[text]}.
+The plan beside this card owns every number.
 
 **Training** {facts[steps]} steps of {facts[batch]} patches of {facts[patch]} voxels with
 {facts[prompts_per_sample]} prompts each, seed {facts[seed]}, on {facts[device]}, {facts[hours]:.1f} hours.
@@ -108,12 +109,23 @@ def _keep_plan(plan: Plan, run: Path) -> None:
         )
 
 
+def encoder_of(model: Path, plan: Plan) -> TextEncoder:
+    """The text encoder that a plan trains with; our own tower's vectors come straight from it, not from disk.
+
+    Raises:
+        ModelError: its files are missing or damaged, or its vectors have not the width of the plan.
+    """
+    if plan.text.encoder is None:
+        return load_own_encoder(model, plan.text)
+    return load_text_encoder(model, plan.text)
+
+
 def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> SampleStream:
     """The recipe's endless but fixed sequence of samples."""
     recipe = plan.training
     places = [read_place(facts, arrays) for facts in read_index(arrays) if facts.split == "train"]
     sampler = PatchSampler(places, plan, lexicon, read_words(arrays))
-    encoder = load_own_encoder(model, plan.text)
+    encoder = encoder_of(model, plan)
     vectors = target_vectors(sampler.targets(), encoder, lexicon, recipe.seed, own_words=sampler.words)
     return SampleStream(sampler, vectors, recipe.seed, recipe.steps * recipe.batch)
 
@@ -142,7 +154,7 @@ def write_scored_card(
             without it.
         progress: called with the held-back cases scored and all of them.
     """
-    encoder = load_own_encoder(model, plan.text)
+    encoder = encoder_of(model, plan)
     index = read_index(arrays)
     targets = [target for entry in index for target, _ in entry.targets]
     vectors = target_vectors(
@@ -171,10 +183,22 @@ def _facts(trained: Trained, plan: Plan, model: Path, compute: Compute) -> dict[
         "hours": trained.seconds / 3600,
         "device": describe_device(compute.device),
         "parameters_millions": count_parameters(trained.network) / 1e6,
-        "text_parameters_millions": count_parameters(load_tower(model, plan.text)) / 1e6,
+        "text": _text_in_words(model, plan),
+        "text_parameters_millions": _tower_millions(model, plan),
         "batch": recipe.batch,
         "patch": " × ".join(map(str, recipe.patch_voxels)),
         "prompts_per_sample": recipe.prompts_per_sample,
         "sharing_prompts": recipe.sharing_prompts,
         "seed": recipe.seed,
     }
+
+
+def _text_in_words(model: Path, plan: Plan) -> str:
+    if plan.text.encoder is not None:
+        return f"the text encoder {plan.text.encoder.source}"
+    return f"a text tower of {_tower_millions(model, plan):.1f} M"
+
+
+def _tower_millions(model: Path, plan: Plan) -> float:
+    """Of our own tower; 0 where another project's encoder is in its place."""
+    return 0.0 if plan.text.encoder else count_parameters(load_tower(model, plan.text)) / 1e6
