@@ -72,6 +72,8 @@ def test_a_crash_fails_only_the_scan_that_crashes_alone_too(
     end = run_cohort(jobs, out, plain, stubs())
     assert (end.done, end.failed) == (3, 1)
     assert reasons(out) == {"b_crash": "Its worker crashed (SIGSEGV)."}
+    # Those that were in the worker with it are done as if nothing had happened.
+    assert [record_of(out, job)["cohort"]["prompts_at_once"] for job in "acd"] == [None] * 3
 
 
 def test_a_scan_that_finds_no_memory_is_done_prompt_by_prompt(

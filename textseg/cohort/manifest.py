@@ -112,7 +112,7 @@ def _json(text: str) -> list[Row]:
 
 
 def _parquet(path: Path) -> list[Row]:
-    parquet = import_extra("pyarrow.parquet", "tables", "Reading Parquet")
+    parquet = import_extra("pyarrow.parquet", "cohort", "Reading Parquet")
     try:
         rows: list[Row] = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import shutil
 import sqlite3
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
@@ -141,12 +141,11 @@ class _Run:
         self.jobs, self.out, self.settings = {job.id: job for job in jobs}, out, settings
         self.workers, self.compute, self.journal = workers, compute, journal
         self.progress, self.failed = progress, failed
-        # Of this run alone, so that a worker that an earlier run left behind writes into nothing.
         self.staging = out / STAGING
         self.models: dict[str, ModelFolder | TextsegError] = {}
         self.with_workers: dict[Future[Outcome], Task] = {}
         self.alone: deque[Task] = deque()
-        self.tried_alone: set[str] = set()
+        self.lost: Counter[str] = Counter()
         self.settled = 0
         self.found_done = 0
         self.stopped: Literal["asked", "disk"] | None = None
@@ -299,16 +298,20 @@ class _Run:
             self._try_alone(task, outcome)
 
     def _try_alone(self, task: Task, outcome: Outcome) -> None:
-        """After too little memory, or a worker that died: once more with less, when nothing else runs."""
-        lighter = task.with_less_memory()
-        # A worker that dies takes its other scans with it; alone, each shows whether it was the one.
-        may_again = outcome.status == "memory" or task.id not in self.tried_alone
-        if lighter is None or not may_again:
+        """After too little memory, or a worker that died: once more, when nothing else runs.
+
+        A worker that dies takes its other scans with it. Alone, each shows whether it was the one; that one
+        gets a last try with less memory, since that is what systems kill processes for.
+        """
+        next_try: Task | None = task.with_less_memory()
+        if outcome.status == "lost":
+            self.lost[task.id] += 1
+            next_try = {1: task, 2: next_try}.get(self.lost[task.id])
+        if next_try is None:
             self._fail(task.id, outcome.reason, outcome.seconds)
             return
-        self.tried_alone.add(task.id)
         self.journal.release(task.id)
-        self.alone.append(lighter)
+        self.alone.append(next_try)
 
     def _fail(self, job: str, reason: str, seconds: float | None = None) -> None:
         self.journal.fail(job, reason, seconds)
