@@ -110,15 +110,15 @@ def draw_boxes(path: Path, title: str, groups: Groups, label: str, limits: tuple
     left = MARGIN_PIXELS + round(max(font.getlength(text) for text, font in labels.values()) / SCALE) + 12
     height = sum(ROW_PIXELS * len(systems) + GROUP_GAP_PIXELS for _ in groups)
     top = MARGIN_PIXELS + 34 + (30 if several else 0)
-    page, draw = _page(left + PLOT_PIXELS + 2 * MARGIN_PIXELS, top + height + 66)
-    axis = Axis(*limits, _ticks(*limits), label)
+    page, draw = blank_page(left + PLOT_PIXELS + 2 * MARGIN_PIXELS, top + height + 66)
+    axis = Axis(*limits, ticks_between(*limits), label)
     frame = Frame(
         draw, left * SCALE, top * SCALE, (left + PLOT_PIXELS) * SCALE, (top + height) * SCALE, axis, _ROWS
     )
     _draw_title(draw, title, left)
     if several:
         _draw_legend(draw, systems, left, MARGIN_PIXELS + 34)
-    _draw_x_axis(frame)
+    draw_x_axis(frame)
     down = top + GROUP_GAP_PIXELS // 2
     for group, values in groups.items():
         middle = (down + ROW_PIXELS * len(systems) / 2) * SCALE
@@ -130,7 +130,7 @@ def draw_boxes(path: Path, title: str, groups: Groups, label: str, limits: tuple
                 frame, finite, round((down + ROW_PIXELS * (i + 0.5)) * SCALE), COLOURS[i % len(COLOURS)]
             )
         down += ROW_PIXELS * len(systems) + GROUP_GAP_PIXELS
-    _save(page, path)
+    save_page(page, path)
 
 
 def draw_bland_altman(
@@ -158,7 +158,7 @@ def draw_bland_altman(
         math.floor(math.log10(low)), max(math.ceil(math.log10(high)), math.floor(math.log10(low)) + 1) + 1
     )
     x = Axis(10.0 ** powers[0], 10.0 ** powers[-1], tuple(10.0**p for p in powers), "mean volume (ml)", True)
-    y = Axis(-reach, reach, _ticks(-reach, reach), "predicted - reference (% of mean)")
+    y = Axis(-reach, reach, ticks_between(-reach, reach), "predicted - reference (% of mean)")
     page, frame = _square(title, x, y, SQUARE_PIXELS + 160, 190)
     frame.draw.line([frame.at(x.low, 0), frame.at(x.high, 0)], fill=FAINT, width=SCALE)
     levels = (("bias", agreement.bias, 0), ("+1.96 SD", agreement.high, -1), ("-1.96 SD", agreement.low, 1))
@@ -167,7 +167,7 @@ def draw_bland_altman(
             _draw_level(frame, f"{name} {value:+.1f} %", value, agreement.bias, away)
     for mean, difference in zip(means, differences, strict=True):
         frame.dot(float(mean), float(difference), COLOURS[0], DOT_PIXELS + 1)
-    _save(page, path)
+    save_page(page, path)
 
 
 def draw_calibration(path: Path, title: str, curves: Mapping[str, Calibration]) -> None:
@@ -196,7 +196,7 @@ def draw_calibration(path: Path, title: str, curves: Mapping[str, Calibration]) 
         at = (frame.left, frame.bottom + (74 + 28 * i) * SCALE)
         frame.draw.rectangle((at[0], at[1] - 6 * SCALE, at[0] + 12 * SCALE, at[1] + 6 * SCALE), fill=colour)
         frame.draw.text((at[0] + 20 * SCALE, at[1]), words, font=font, fill=INK, anchor="lm")
-    _save(page, path)
+    save_page(page, path)
 
 
 # Rows lie where they are drawn, not along an axis of values.
@@ -252,33 +252,33 @@ def _square(
     """A page with one plot on it, both axes drawn."""
     left, top = MARGIN_PIXELS + 92, MARGIN_PIXELS + 40
     size = (left + width + right, top + SQUARE_PIXELS + 76 + 28 * legend_below)
-    page, draw = _page(*size)
+    page, draw = blank_page(*size)
     right_side, bottom = (left + width) * SCALE, (top + SQUARE_PIXELS) * SCALE
     frame = Frame(draw, left * SCALE, top * SCALE, right_side, bottom, x, y)
     _draw_title(draw, title, left)
-    _draw_x_axis(frame)
+    draw_x_axis(frame)
     for tick in y.ticks:
         _, down = frame.at(x.low, tick)
         draw.line((frame.left, down, frame.right, down), fill=GRID, width=SCALE)
-        text = _tick_text(tick)
+        text = tick_text(tick)
         draw.text((frame.left - 8 * SCALE, down), text, font=_font(16), fill=FAINT, anchor="rm")
     draw.rectangle((frame.left, frame.top, frame.right, frame.bottom), outline=FAINT, width=SCALE)
-    _draw_upright(page, y.label, MARGIN_PIXELS * SCALE, (frame.top + frame.bottom) // 2)
+    draw_upright(page, y.label, MARGIN_PIXELS * SCALE, (frame.top + frame.bottom) // 2)
     return page, frame
 
 
-def _draw_x_axis(frame: Frame) -> None:
+def draw_x_axis(frame: Frame) -> None:
     for tick in frame.x.ticks:
         across, _ = frame.at(tick, frame.y.low)
         frame.draw.line((across, frame.top, across, frame.bottom), fill=GRID, width=SCALE)
         at = (across, frame.bottom + 8 * SCALE)
-        frame.draw.text(at, _tick_text(tick), font=_font(16), fill=FAINT, anchor="mt")
+        frame.draw.text(at, tick_text(tick), font=_font(16), fill=FAINT, anchor="mt")
     frame.draw.line((frame.left, frame.bottom, frame.right, frame.bottom), fill=FAINT, width=SCALE)
     at = ((frame.left + frame.right) // 2, frame.bottom + 34 * SCALE)
     frame.draw.text(at, frame.x.label, font=_font(), fill=INK, anchor="mt")
 
 
-def _draw_upright(page: Image.Image, text: str, left: int, middle: int) -> None:
+def draw_upright(page: Image.Image, text: str, left: int, middle: int) -> None:
     """Text that runs upwards."""
     font = _font()
     strip = Image.new("RGB", (round(font.getlength(text)) + 8, (TEXT_PIXELS + 10) * SCALE), PAPER)
@@ -303,12 +303,12 @@ def _draw_legend(draw: ImageDraw.ImageDraw, systems: Sequence[str], left: int, t
         at += 50 * SCALE + round(font.getlength(text))
 
 
-def _page(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
+def blank_page(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
     page = Image.new("RGB", (width * SCALE, height * SCALE), PAPER)
     return page, ImageDraw.Draw(page)
 
 
-def _ticks(low: float, high: float) -> tuple[float, ...]:
+def ticks_between(low: float, high: float) -> tuple[float, ...]:
     """About five round values between two ends."""
     step = _rounded_up((high - low) / 6)
     first = math.ceil(low / step - 1e-9)
@@ -321,7 +321,7 @@ def _rounded_up(value: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
 
 
-def _tick_text(value: float) -> str:
+def tick_text(value: float) -> str:
     return f"{0.0 if abs(value) < 1e-12 else value:g}"
 
 
@@ -341,6 +341,6 @@ def _font(pixels: int = TEXT_PIXELS, text: str = "") -> Font:
     return font_for(pixels * SCALE, text)
 
 
-def _save(page: Image.Image, path: Path) -> None:
+def save_page(page: Image.Image, path: Path) -> None:
     small = page.resize((page.width // SCALE, page.height // SCALE), Image.Resampling.LANCZOS)
     save_png(small, path, "picture")

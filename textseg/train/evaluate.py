@@ -67,8 +67,8 @@ def evaluate(
         if facts.split != split or (mixtures is not None and facts.mixture not in mixtures):
             continue
         case = _in_memory(read_case(facts, arrays))
-        for modalities in _modalities(facts, plan):
-            image = _image(case, modalities, plan)
+        for modalities in modalities_of(facts, plan):
+            image = case_image(case, modalities, plan)
             yield from _scores(network, vectors, case, modalities, image, plan, compute)
 
 
@@ -106,7 +106,7 @@ def _in_memory(case: Case) -> Case:
     return replace(case, labels=np.asarray(case.labels), images=images)
 
 
-def _modalities(facts: CaseFacts, plan: Plan) -> list[tuple[Modality, ...]]:
+def modalities_of(facts: CaseFacts, plan: Plan) -> list[tuple[Modality, ...]]:
     """Of all channels, once for each image that a case is seen as: a label map as CT and as MR."""
     if facts.modality is not None or plan.channel_modalities is not None:
         return [plan.modalities(facts.modality or "mr")]
@@ -114,7 +114,7 @@ def _modalities(facts: CaseFacts, plan: Plan) -> list[tuple[Modality, ...]]:
     return [plan.modalities(modality) for modality in seen_as]
 
 
-def _image(case: Case, modalities: Sequence[Modality], plan: Plan) -> Tensor:
+def case_image(case: Case, modalities: Sequence[Modality], plan: Plan) -> Tensor:
     """(channels, x, y, z) float32, normalised; a label map's channels drawn one after the other."""
     if case.images:
         return torch.from_numpy(np.stack([np.asarray(image, np.float32) for image in case.images]))

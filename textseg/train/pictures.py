@@ -29,12 +29,12 @@ from textseg.scores.figures import (
     Axis,
     Colour,
     Frame,
-    _draw_upright,
-    _draw_x_axis,
-    _page,
-    _save,
-    _tick_text,
-    _ticks,
+    blank_page,
+    draw_upright,
+    draw_x_axis,
+    save_page,
+    tick_text,
+    ticks_between,
 )
 from textseg.train.validation import Bools, Example
 
@@ -71,25 +71,27 @@ def draw_curves(path: Path, title: str, loss: Curve, dice: Curve) -> None:
     left, top = MARGIN_PIXELS + 92, MARGIN_PIXELS + 44
     panels = 2 if validated else 1
     height = top + panels * PANEL_HEIGHT + (panels - 1) * 34 + 84
-    page, draw = _page(left + CURVE_WIDTH + 2 * MARGIN_PIXELS + 20, height)
+    page, draw = blank_page(left + CURVE_WIDTH + 2 * MARGIN_PIXELS + 20, height)
     at = (left * SCALE, MARGIN_PIXELS * SCALE)
     _write(draw, at, title, 20 * SCALE, INK, CURVE_WIDTH * SCALE)
     last = max([1, *loss.steps, *dice.steps])
-    steps = Axis(0, last, _ticks(0, last), "steps")
+    steps = Axis(0, last, ticks_between(0, last), "steps")
     shown = _thinned(loss)
     finite = [value for value in shown.values if math.isfinite(value)] or [0.0, 1.0]
     highest = max(*finite, 1e-3)
-    losses = Axis(0, highest * 1.05, _ticks(0, highest * 1.05), loss.name)
+    losses = Axis(0, highest * 1.05, ticks_between(0, highest * 1.05), loss.name)
     upper = _panel(page, draw, left, top, steps, losses, labelled=not validated)
     _draw_line(upper, shown, COLOURS[0])
     if validated:
         below = top + PANEL_HEIGHT + 34
-        lower = _panel(page, draw, left, below, steps, Axis(0, 1, _ticks(0, 1), dice.name), labelled=True)
+        lower = _panel(
+            page, draw, left, below, steps, Axis(0, 1, ticks_between(0, 1), dice.name), labelled=True
+        )
         _draw_line(lower, dice, COLOURS[2])
         for step, value in zip(dice.steps, dice.values, strict=True):
             lower.dot(step, value, COLOURS[2], 3)
         _mark_best(lower, dice)
-    _save(page, path)
+    save_page(page, path)
 
 
 def draw_examples(path: Path, title: str, examples: Sequence[Example]) -> None:
@@ -128,7 +130,7 @@ def _panel(
     bottom, right = top + PANEL_HEIGHT, left + CURVE_WIDTH
     frame = Frame(draw, left * SCALE, top * SCALE, right * SCALE, bottom * SCALE, x, y)
     if labelled:
-        _draw_x_axis(frame)
+        draw_x_axis(frame)
     else:
         for tick in x.ticks:
             across, _ = frame.at(tick, y.low)
@@ -137,9 +139,9 @@ def _panel(
         _, down = frame.at(x.low, tick)
         draw.line((frame.left, down, frame.right, down), fill=GRID, width=SCALE)
         at = (frame.left - 8 * SCALE, down)
-        draw.text(at, _tick_text(round(tick, 9)), font=font_for(16 * SCALE), fill=FAINT, anchor="rm")
+        draw.text(at, tick_text(round(tick, 9)), font=font_for(16 * SCALE), fill=FAINT, anchor="rm")
     draw.rectangle((frame.left, frame.top, frame.right, frame.bottom), outline=FAINT, width=SCALE)
-    _draw_upright(page, y.label, MARGIN_PIXELS * SCALE, (frame.top + frame.bottom) // 2)
+    draw_upright(page, y.label, MARGIN_PIXELS * SCALE, (frame.top + frame.bottom) // 2)
     return frame
 
 

@@ -23,7 +23,7 @@ from textseg.prompts import Lexicon
 from textseg.scores.overlap import dice
 from textseg.sliding import segment_windows
 from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target, read_index, read_place
-from textseg.train.evaluate import _image, _modalities
+from textseg.train.evaluate import case_image, modalities_of
 from textseg.train.words import canonical_words
 from textseg.volume import Modality
 from textseg.windows import place_windows, window_shape
@@ -62,7 +62,7 @@ class Region:
     @property
     def known(self) -> Bools:
         """Voxels (x, y, z) that somebody labelled, if only as background."""
-        return _known(self.case)
+        return self.case.known
 
     def shows(self, number: int) -> Bools:
         """Where what is asked as this number is, (x, y, z)."""
@@ -157,13 +157,6 @@ def is_due(step: int, plan: Plan) -> bool:
     return every > 0 and (step % every == 0 or step == plan.training.steps)
 
 
-def _known(case: Case) -> Bools:
-    labels = np.asarray(case.labels)
-    ignore = case.facts.ignore
-    known: Bools = np.ones(labels.shape, np.bool_) if ignore is None else labels != ignore
-    return known
-
-
 def _dice(reference: Bools, predicted: Bools) -> float | None:
     return dice(predicted, reference) if reference.sum() >= FEWEST_VOXELS else None
 
@@ -190,7 +183,7 @@ def _in_turn(arrays: Path, plan: Plan) -> list[tuple[CaseFacts, tuple[Modality, 
     kinds: dict[tuple[str, tuple[Modality, ...]], list[CaseFacts]] = {}
     for facts in read_index(arrays):
         if facts.split == "validation" and plan.training.mixture.get(facts.mixture, 0.0) > 0:
-            for modalities in _modalities(facts, plan):
+            for modalities in modalities_of(facts, plan):
                 kinds.setdefault((facts.mixture, modalities), []).append(facts)
     rounds = zip_longest(*([(facts, kind[1]) for facts in members] for kind, members in kinds.items()))
     return [entry for each in rounds for entry in each if entry is not None]
@@ -212,7 +205,7 @@ def _region(
     images = tuple(np.asarray(image[box]) for image in place.case.images)
     case = replace(place.case, labels=np.asarray(place.case.labels[box]), images=images)
     asked = _asked(case, targets, random)
-    return Region(case, modalities, _image(case, modalities, plan), asked) if asked else None
+    return Region(case, modalities, case_image(case, modalities, plan), asked) if asked else None
 
 
 def _asked(case: Case, targets: Sequence[Asked], random: np.random.Generator) -> tuple[Asked, ...]:
@@ -224,7 +217,7 @@ def _asked(case: Case, targets: Sequence[Asked], random: np.random.Generator) ->
         return ()
     chosen = [shown[i] for i in sorted(random.permutation(len(shown))[: MOST_PROMPTS - 1])]
     absent = [entry for entry, n in zip(targets, voxels, strict=True) if n == 0]
-    if absent and _known(case).all():
+    if absent and case.known.all():
         chosen.append(absent[int(random.integers(len(absent)))])
     return tuple(chosen)
 
