@@ -23,8 +23,8 @@ from textseg.network.spatial_prompts import (
 class Painter:
     """Inside is what is bright where words are asked for, plus what was marked, less what was marked as not.
 
-    Without words inside is the previous mask and every mark, clicks grown by `radius` voxels; with `floods` it
-    is all of the bright image as soon as something in the window is marked or was inside before.
+    Without words inside is the previous mask and every mark, clicks grown by `radius` voxels; with `floods`
+    it is all of the bright image as soon as something in the window is marked or was inside before.
     """
 
     radius: int = 2

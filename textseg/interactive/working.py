@@ -19,12 +19,14 @@ from textseg.resample import resample
 from textseg.sliding import _padded, _weight
 from textseg.windows import blend_weights, place_windows, window_shape
 
-# A place is seen well by a window that reaches this part of its own size further.
-SURROUNDINGS = 1 / 8
+Slices = tuple[slice, slice, slice]
+
 # Places that decide which windows are needed; a scribble or a face of a window has few more.
 MOST_PLACES = 4096
-# A face of what was decoded counts as reached where at least so many voxels changed on it.
+# A change has reached a plane with so many voxels, and this part of what the mask has there: windows that
+# look at the same border of an organ differ by a few voxels, and that alone is no reason to look further.
 REACHED_VOXELS = 4
+REACHED_PART = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,32 @@ class WorkingGrid:
         """How much each voxel of a window counts, (x, y, z)."""
         return _weight(self.window, self.plan)
 
+    @cached_property
+    def margin(self) -> Shape:
+        """How far from its faces a window sees well: half of what neighbours share, a quarter at most.
+
+        So every voxel is seen well by a window, and where two of them see it equally well both margins begin.
+        """
+        share = min(0.5, self.plan.windows.overlap) / 2
+        x, y, z = (int(size * share) for size in self.window)
+        return x, y, z
+
+    def ramp(self, index: int) -> Tensor:
+        """How well a window sees the voxels of the image in it, (x, y, z): 1, falling in its margins.
+
+        Where the image ends there is no margin.
+        """
+        inside, ramp = self.inside(index), torch.ones(self.inside(index).shape)
+        for axis, (size, margin) in enumerate(zip(inside.shape, self.margin, strict=True)):
+            rise = (torch.arange(size) + 0.5) / max(margin, 1)
+            table = torch.ones(size)
+            if inside.start[axis] > 0:
+                table = torch.minimum(table, rise)
+            if inside.stop[axis] < self.shape[axis]:
+                table = torch.minimum(table, rise.flip(0))
+            ramp *= table.reshape([-1 if other == axis else 1 for other in range(3)])
+        return ramp
+
     def inside(self, index: int) -> Box:
         """The part of a window that lies in the image."""
         return self.boxes[index].within(self.shape)
@@ -101,8 +129,7 @@ class WorkingGrid:
 
     def _seen_well(self, places: Voxels, box: Box) -> NDArray[np.bool_]:
         seen = np.ones(len(places), bool)
-        for axis, size in enumerate(self.window):
-            margin = int(size * SURROUNDINGS)
+        for axis, margin in enumerate(self.margin):
             low = box.start[axis] + (margin if box.start[axis] > 0 else 0)
             high = box.stop[axis] - (margin if box.stop[axis] < self.shape[axis] else 0)
             seen &= (places[:, axis] >= low) & (places[:, axis] < high)
@@ -120,8 +147,9 @@ class WorkingGrid:
 class Canvas:
     """Logits of a step as they come in window by window, over those of the step before.
 
-    Where windows of this step overlap they are blended as in any sliding window; what none of them covers
-    stays as it was.
+    Where windows of this step overlap they are blended as in any sliding window. What none of them covers
+    stays as it was, and in the margins of what they cover the step before fades out: there, windows that were
+    not looked at again see better.
 
     Args:
         before: (x, y, z) int8, the field of the step before.
@@ -133,10 +161,16 @@ class Canvas:
         self.above = above
         self.before = before
         self.was = before > 0
-        self.mask = self.was.copy()
+        self.restart(self.was.copy())
+
+    def restart(self, mask: NDArray[np.bool_]) -> None:
+        """Forget what came in, and show the next windows this mask (x, y, z) as the one before."""
+        self.mask = mask
         self.decoded: set[int] = set()
-        self._total = torch.zeros(grid.shape)
-        self._weights = torch.zeros(grid.shape)
+        self._seen = self.was.copy()
+        self._total = torch.zeros(self.grid.shape)
+        self._weights = torch.zeros(self.grid.shape)
+        self._share = torch.zeros(self.grid.shape)
 
     def add(self, index: int, logits: Tensor) -> None:
         """The logits (x, y, z) of a window."""
@@ -145,47 +179,50 @@ class Canvas:
         weight = self.grid.weight[local]
         self._total[box.slices] += logits[local] * weight
         self._weights[box.slices] += weight
+        self._share[box.slices] = torch.maximum(self._share[box.slices], self.grid.ramp(index))
         self.decoded.add(index)
-        blended = self._total[box.slices] / self._weights[box.slices]
-        self.mask[box.slices] = (blended > self.above).numpy()
-
-    def restart(self, mask: NDArray[np.bool_]) -> None:
-        """Forget what came in, but not the mask (x, y, z), which the next windows see as the one before."""
-        self.decoded.clear()
-        self._total.zero_()
-        self._weights.zero_()
-        self.mask = mask
+        self.mask[box.slices] = (self.logits(box) > self.above).numpy()
+        self._seen[box.slices] = (self._total[box.slices] > self.above * self._weights[box.slices]).numpy()
 
     def reached(self) -> Voxels:
-        """Voxels (n, 3) just outside of what was decoded, next to where the mask changed on its faces."""
+        """Voxels (n, 3) that nothing saw well yet, next to where the mask changed in what was seen well."""
         faces = [
-            self._face(index, axis, side) for index in self.decoded for axis in range(3) for side in (0, 1)
+            self._border(index, axis, side) for index in self.decoded for axis in range(3) for side in (0, 1)
         ]
         return np.concatenate([np.zeros((0, 3), np.int64), *faces])
 
     def crosses_a_window(self) -> bool:
         """Whether the mask changed on two opposite faces of a window, as of something larger than it."""
         return any(
-            len(self._face(index, axis, 0)) and len(self._face(index, axis, 1))
+            self._changed_on_face(index, axis, 0) and self._changed_on_face(index, axis, 1)
             for index in self.decoded
             for axis in range(3)
         )
 
-    def _face(self, index: int, axis: int, side: int) -> Voxels:
-        box = self.grid.inside(index)
-        plane = box.stop[axis] - 1 if side else box.start[axis]
-        beyond = plane + 1 if side else plane - 1
-        if not 0 <= beyond < self.grid.shape[axis]:
+    def _border(self, index: int, axis: int, side: int) -> Voxels:
+        """Of one side of a window, at the margin."""
+        plane, beyond = self._planes(index, axis, side, self.grid.margin[axis])
+        changed = self.mask[plane] != self.was[plane]
+        unseen = self._share[beyond].numpy() < 1
+        if not _counts(changed & unseen, self.mask[plane] | self.was[plane]):
             return np.zeros((0, 3), np.int64)
-        face, next_to_it = list(box.slices), list(box.slices)
-        face[axis], next_to_it[axis] = slice(plane, plane + 1), slice(beyond, beyond + 1)
-        changed = self.mask[tuple(face)] != self.was[tuple(face)]
-        changed &= self._weights[tuple(next_to_it)].numpy() == 0
-        if np.count_nonzero(changed) < REACHED_VOXELS:
-            return np.zeros((0, 3), np.int64)
-        start = np.array(box.start)
-        start[axis] = beyond
-        return np.asarray(np.argwhere(changed) + start)
+        start = [part.start for part in beyond]
+        return np.asarray(np.argwhere(changed & unseen) + start)
+
+    def _changed_on_face(self, index: int, axis: int, side: int) -> bool:
+        plane, _ = self._planes(index, axis, side, 0)
+        return _counts(self._seen[plane] != self.was[plane], self._seen[plane] | self.was[plane])
+
+    def _planes(self, index: int, axis: int, side: int, margin: int) -> tuple[Slices, Slices]:
+        """A plane so far from a window's face, and the next one outwards; both empty at the image's end."""
+        box, size = self.grid.inside(index), self.grid.shape[axis]
+        plane = box.stop[axis] - 1 - margin if side else box.start[axis] + margin
+        ends = box.stop[axis] == size if side else box.start[axis] == 0
+        one, next_one = list(box.slices), list(box.slices)
+        beyond = plane + (1 if side else -1)
+        one[axis] = slice(plane, plane if ends else plane + 1)
+        next_one[axis] = slice(beyond, beyond if ends else beyond + 1)
+        return (one[0], one[1], one[2]), (next_one[0], next_one[1], next_one[2])
 
     def box(self) -> Box:
         """The smallest box of what was decoded."""
@@ -197,15 +234,21 @@ class Canvas:
         return Box((x, y, z), (u, v, w))
 
     def logits(self, box: Box) -> Tensor:
-        """Logits (x, y, z) in a box: of this step where it looked, else of the one before."""
-        weights = self._weights[box.slices]
+        """Logits (x, y, z) in a box: of this step as far as it saw well, else of the one before."""
+        weights, share = self._weights[box.slices], self._share[box.slices]
         before = torch.from_numpy(self.before[box.slices]).float() / STEPS_A_LOGIT + self.above
-        return torch.where(weights > 0, self._total[box.slices] / weights.clamp_min(1e-12), before)
+        new = self._total[box.slices] / weights.clamp_min(1e-12)
+        return torch.where(share == 1, new, torch.lerp(before, new, share))
 
     def steps(self, box: Box) -> NDArray[np.int8]:
         """The same, as a field keeps them."""
         new = quantised((self.logits(box) - self.above).numpy())
         return np.where(self._weights[box.slices].numpy() > 0, new, self.before[box.slices])
+
+
+def _counts(changed: NDArray[np.bool_], inside: NDArray[np.bool_]) -> bool:
+    """Whether a change on a plane is more than two windows' difference of opinion."""
+    return int(changed.sum()) >= max(REACHED_VOXELS, REACHED_PART * int(inside.sum()))
 
 
 def empty_field(shape: Shape) -> NDArray[np.int8]:
