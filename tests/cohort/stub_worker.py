@@ -29,11 +29,12 @@ Answer = tuple[Volume, Sequence[NDArray[np.bool_]]]
 NAP_S = 0.02
 
 
-def segment(volume: Volume, task: Task, say: Say) -> Answer:
+def segment(channels: list[Volume], task: Task, say: Say) -> Answer:
     """Masks (prompts, x, y, z) above a threshold of its own for each prompt."""
     say("segmenting")
     _misbehave(task)
     time.sleep(NAP_S)
+    volume = channels[0]
     return volume, [volume.voxels[0] > 10 * len(prompt) for prompt in task.prompts]
 
 

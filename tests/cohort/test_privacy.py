@@ -11,6 +11,7 @@ import pydicom
 import pytest
 
 from tests.cohort.conftest import BIRTHDAY, PATIENT_ID, Here, record_of
+from tests.dataset.two_channel_model import write_pet_ct_model
 from textseg.cohort.export import export_cohort
 from textseg.cohort.jobs import SECRET_FILE, CohortError, Settings
 from textseg.cohort.privacy import HIDDEN, Pseudonyms, hide, identifiers_in, read_or_make_salt
@@ -172,3 +173,17 @@ def test_names_are_hidden_however_they_are_written() -> None:
     assert hide(text, secrets) == (
         f"{HIDDEN} ({HIDDEN}, {HIDDEN}) on {HIDDEN}: {HIDDEN} and {HIDDEN} of the liver in 42 slices"
     )
+
+
+def test_channels_from_dicom_folders_are_nameless_too(
+    archive: Path, tmp_path: Path, out: Path, write_series: Series
+) -> None:
+    write_pet_ct_model(tmp_path / "two")
+    patient = archive / "Quixote_Dulcinea"
+    write_series(patient / "PET", 1, PixelSpacing=[2.5, 2.5], Modality="PT")
+    manifest = tmp_path / "table.csv"
+    manifest.write_text(f"scan\n{patient / 'CT1'};{patient / 'PET'}\n")
+    assert run_here(manifest, out, tmp_path / "two", preview=False) == {"row0001": "done"}
+    channels = record_of(out, "row0001")["scan"]["channels"]
+    assert [channel["regridded"] for channel in channels] == [False, True]
+    assert {secret: places for secret in secrets_of(archive) if (places := places_of(secret, out))} == {}

@@ -54,6 +54,7 @@ def test_a_check_tells_of_copies_prompts_models_and_modalities(
     assert looks["second"] == (Problem("second", "The same scan as first.", "note"),)
     assert [problem.level for job in ("third", "fourth", "fifth") for problem in looks[job]] == ["error"] * 3
     assert "takes 1 channel" in looks["fifth"][0].what
+    assert len(looks["fifth"]) == 1
 
 
 def test_an_estimate_grows_with_voxels_prompts_and_fewer_workers(

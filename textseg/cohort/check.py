@@ -22,7 +22,7 @@ from textseg.cohort.privacy import hide_in
 from textseg.errors import SeriesChoiceError, TextsegError
 from textseg.models import ModelFolder, find_model
 from textseg.scan import read_scan
-from textseg.volume import guess_modality
+from textseg.volume import Volume, guess_modality
 
 if TYPE_CHECKING:
     from textseg.device import DeviceChoice
@@ -141,9 +141,8 @@ def measure_speed(
     try:
         segmenter = Segmenter(job.model, device=device, threads=threads)
         began = time.monotonic()
-        with _scan_files(job) as scan:
-            volume = read_scan(scan, series=job.series, volume=job.volume)
-        segmenter(volume, job.prompts, modality=job.modality)
+        with _channels_of(job) as channels:
+            segmenter(channels, job.prompts, modality=job.modality)
         return (time.monotonic() - began) / middle.voxels
     except (TextsegError, MemoryError, RuntimeError):
         # What goes wrong with this scan will show in the run; here it only costs the estimate.
@@ -156,28 +155,29 @@ def _model(name: str) -> ModelFolder:
 
 
 @contextmanager
-def _scan_files(job: Job) -> Iterator[Any]:
-    """What `read_scan` takes for a job."""
+def _channels_of(job: Job) -> Iterator[list[Volume]]:
+    """What a job's files hold, one volume a channel."""
     with ExitStack() as stack:
-        yield stack.enter_context(as_folder(job.slices)) if job.slices else job.scan
+        first: Any = stack.enter_context(as_folder(job.slices)) if job.slices else job.scan[0]
+        yield [read_scan(first, series=job.series, volume=job.volume), *map(read_scan, job.scan[1:])]
 
 
 def _read(job: Job, model: ModelFolder) -> tuple[int, list[Problem]]:
     """The voxels of a scan, and what its reader and its model say about it."""
-    with _scan_files(job) as scan:
-        volume = read_scan(scan, series=job.series, volume=job.volume)
-    warnings = volume.file.details["warnings"] if volume.file else []
-    found = [Problem(job.id, warning, "warning") for warning in warnings]
-    if model.kind == "textseg":
-        known, channels = model.plan.intensity, model.plan.channels
-        modality = job.modality or volume.modality or guess_modality(volume.voxels)
-        if modality not in known:
-            found.append(Problem(job.id, f"The model knows {', '.join(known)}, got {modality}."))
-        if volume.channels != len(channels):
-            found.append(
-                Problem(job.id, f"The model takes {len(channels)} channel(s), got {volume.channels}.")
-            )
-    return int(volume.voxels.size), found
+    with _channels_of(job) as channels:
+        count = sum(one.channels for one in channels)
+        voxels = sum(int(one.voxels.size) for one in channels)
+        modality = job.modality or channels[0].modality or guess_modality(channels[0].voxels)
+        lines = [line for one in channels if one.file for line in one.file.details["warnings"]]
+    found = [Problem(job.id, line, "warning") for line in lines]
+    try:
+        model.check_channels(count)
+    except TextsegError as error:
+        found.append(Problem(job.id, str(error)))
+    if model.kind == "textseg" and modality not in model.plan.intensity:
+        known = ", ".join(model.plan.intensity)
+        found.append(Problem(job.id, f"The model knows {known}, but this is {modality}."))
+    return voxels, found
 
 
 def _sentence(job: Job, settings: Settings, error: TextsegError) -> str:

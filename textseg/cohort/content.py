@@ -49,13 +49,11 @@ def scan_content(job: Job, memory: Memory) -> str:
         ScanError: a file is missing or can't be read.
     """
     try:
-        files = files_of(job)
-        signature = _signature(files)
+        channels = files_of(job)
+        signature = _signature([path for files in channels for path in files])
         known = memory.recall(signature)
         if known is None:
-            hashes = [file_digest(path) for path in files]
-            ordered = sorted(hashes) if job.is_dicom else hashes
-            known = hashlib.sha256("".join(ordered).encode()).hexdigest()
+            known = hashlib.sha256("".join(map(_content_of, channels)).encode()).hexdigest()
             memory.remember(signature, known)
     except FileNotFoundError as error:
         raise ScanError(
@@ -68,17 +66,23 @@ def scan_content(job: Job, memory: Memory) -> str:
     return known
 
 
-def files_of(job: Job) -> list[Path]:
-    """All files that a job's scan lies in, those with the voxels of a detached header included."""
+def files_of(job: Job) -> list[list[Path]]:
+    """All files of each channel of a job's scan, those with the voxels of a detached header included."""
     if job.slices:
-        return list(job.slices)
-    files: list[Path] = []
-    for path in job.scan:
-        if path.is_dir():
-            files += sorted(Path(parent) / name for parent, _, names in os.walk(path) for name in names)
-        else:
-            files += [path, *_detached(path)]
-    return files
+        return [list(job.slices)]
+    return [_files_at(path) for path in job.scan]
+
+
+def _files_at(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(Path(parent) / name for parent, _, names in os.walk(path) for name in names)
+    return [path, *_detached(path)]
+
+
+def _content_of(files: Sequence[Path]) -> str:
+    """A hash of what files hold, in any order: an image and its header are never mistaken for one another."""
+    hashes = sorted(map(file_digest, files))
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def file_digest(path: Path) -> str:

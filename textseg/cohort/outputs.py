@@ -104,6 +104,8 @@ def _record(segmentation: Segmentation, task: Task, files: Mapping[int, list[str
         record.pop(name, None)
     record["scan"]["files"] = shown_files(task)
     if must_hide(task):
+        for channel in record["scan"].get("channels", ()):
+            channel["files"] = []
         details = {name: value for name, value in record["scan"]["details"].items() if name in HARMLESS}
         record["scan"]["details"] = _hidden(details, task)
     record["cohort"] = {

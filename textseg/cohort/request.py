@@ -196,7 +196,7 @@ class _Finder:
         )
 
     def _of_row(self, row: ManifestRow) -> Job:
-        is_dicom = row.scan[0].is_dir() or looks_like_dicom(row.scan[0])
+        is_dicom = any(path.is_dir() or looks_like_dicom(path) for path in row.scan)
         job = self._dicom_row(row) if is_dicom else self._job(row.scan, row.id or _stem(row.scan[0]))
         ids = self.naming.pseudonyms.ids
         extra = row.extra if ids == "keep" or not is_dicom else _hidden_in(row.extra, job.hidden)
@@ -216,16 +216,17 @@ class _Finder:
         )
 
     def _dicom_row(self, row: ManifestRow) -> Job:
-        """The series that a row means; where that is not clear, a job that will fail and say so."""
-        folder = row.scan[0]
-        files = [*self._files_below(folder)] if folder.is_dir() else [folder]
+        """The series that a row means; where that is not clear, or with several channels, its folders."""
+        files = [file for path in row.scan for file in (self._files_below(path) if path.is_dir() else [path])]
         found = find_series(path for path in files if looks_like_dicom(path)).series
         meant = [series for series in found if row.series is None or series.is_called(row.series)]
-        root = folder if folder.is_dir() else folder.parent
-        if len(meant) == 1:
-            return self._dicom_job(meant[0], root.parent, row.id)
+        root = row.scan[0].parent
+        if len(meant) == len(row.scan) == 1:
+            return self._dicom_job(meant[0], root, row.id)
         hidden = {one for series in found for one in series.identifiers}
-        hidden |= names_on([folder, *files], Path(os.path.abspath(root.parent)))
+        self.identifiers |= hidden
+        hidden |= names_on([*row.scan, *files], Path(os.path.abspath(root)))
+        hidden |= {path.name for path in row.scan}
         job = self._job(row.scan, row.id or f"row{row.number:04d}")
         return replace(job, is_dicom=True, hidden=tuple(sorted(hidden)))
 

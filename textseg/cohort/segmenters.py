@@ -73,14 +73,16 @@ class Segmenters:
         torch.cuda.empty_cache()
 
 
-def segment_task(segmenter: Segmenter, volume: Volume, task: Task) -> Segmentation:
+def segment_task(segmenter: Segmenter, channels: list[Volume], task: Task) -> Segmentation:
     """A task's prompts in its scan, as many at once as it says; masks (prompts, x, y, z) on the scan's grid.
 
     A network decodes prompts one by one, so parts give the same masks as all at once, up to rounding.
     """
     step = task.prompts_at_once or len(task.prompts)
     parts = [
-        segmenter(volume, task.prompts[i : i + step], modality=task.modality, clean_up=task.settings.clean_up)
+        segmenter(
+            channels, task.prompts[i : i + step], modality=task.modality, clean_up=task.settings.clean_up
+        )
         for i in range(0, len(task.prompts), step)
     ]
     if len(parts) == 1:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 THREADS = 3
 WIND_DOWN, CLOSE = "wind down", "close"
 Say = Callable[[Stage], None]
-Segment = Callable[["Volume", Task, Say], Any]
+Segment = Callable[[list["Volume"], Task, Say], Any]
 Write = Callable[[Any, Task], None]
 
 
@@ -76,24 +76,24 @@ class Worker:
         if is_finished(task.folder, task.key):
             return True
         say("reading")
-        with _scan_of(task) as volume:
+        with _scan_of(task) as channels:
             say("waiting")
             with self._turn:
                 if self.is_winding_down.is_set():
                     return False
-                answer = self._segment(volume, task, say)
+                answer = self._segment(channels, task, say)
             say("writing")
             self._write(answer, task)
         return True
 
-    def _ask_model(self, volume: Volume, task: Task, say: Say) -> Segmentation:
+    def _ask_model(self, channels: list[Volume], task: Task, say: Say) -> Segmentation:
         # Imported here, so that the first scan is read while torch is loaded.
         from textseg.cohort.segmenters import Segmenters, segment_task
 
         self._segmenters = self._segmenters or Segmenters()
         segmenter = self._segmenters.of(task)
         say("segmenting")
-        return segment_task(segmenter, volume, task)
+        return segment_task(segmenter, channels, task)
 
     def _forget_models(self) -> None:
         with self._turn:
@@ -108,15 +108,17 @@ def _write_all(segmentation: Segmentation, task: Task) -> None:
 
 
 @contextmanager
-def _scan_of(task: Task) -> Iterator[Volume]:
+def _scan_of(task: Task) -> Iterator[list[Volume]]:
+    """The channels of a task's scan, one as a rule."""
     from textseg.scan import read_scan
 
     with ExitStack() as stack:
-        if not task.slices:
-            yield read_scan(task.scan, series=task.series, volume=task.volume)
+        if task.slices:
+            folder = stack.enter_context(as_folder([Path(path) for path in task.slices]))
+            yield [read_series(folder, task)]
             return
-        folder = stack.enter_context(as_folder([Path(path) for path in task.slices]))
-        yield read_series(folder, task)
+        first = read_scan(task.scan[0], series=task.series, volume=task.volume)
+        yield [first, *map(read_scan, task.scan[1:])]
 
 
 def read_series(folder: Path, task: Task) -> Volume:
