@@ -191,6 +191,12 @@ class TrainingPlan(Part):
     contrast_fraction: float = Field(default=0, ge=0, le=1)
     gamma_fraction: float = Field(default=0, ge=0, le=1)
     artefact_fraction: float = Field(default=0, ge=0, le=1)
+    marks_fraction: float = Field(default=0, ge=0, le=1)
+    """How often what a patch shows is asked for with points, boxes, scribbles or lassos drawn on it."""
+    wordless_fraction: float = Field(default=0, ge=0, le=1)
+    """How often there are no words then, the marks alone."""
+    correction_fraction: float = Field(default=0, ge=0, le=1)
+    """How often a step's prompts are decoded again, with their masks and a mark on each largest error."""
 
 
 class Plan(Part):

@@ -10,7 +10,6 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import default_collate
 
 from tests.dataset.small_dataset import AFFINE, SHAPE, image, label_map, save, write_json, write_small_dataset
 from tests.dataset.two_channel_model import write_pet_ct_model
@@ -27,8 +26,10 @@ from textseg.prompts import default_lexicon
 from textseg.train.cases import Place, find_places, read_case
 from textseg.train.gather import make_cases
 from textseg.train.labelled import dataset_jobs
-from textseg.train.loop import Question, SampleStream, answer, loss_of, training_step
+from textseg.train.lesson import Question, answer, loss_of, together
+from textseg.train.loop import training_step
 from textseg.train.sampling import PatchSampler
+from textseg.train.stream import SampleStream
 
 CPU = torch.device("cpu")
 IGNORE = 4
@@ -77,7 +78,7 @@ def question(places: list[Place], plan: Plan) -> Question:
     generator = torch.Generator().manual_seed(3)
     vectors = {target: torch.randn(1, TEXT_WIDTH, generator=generator) for target in sampler.targets()}
     stream = SampleStream(sampler, vectors, 0, 2)
-    batch: Question = default_collate([stream[0], stream[1]])
+    batch: Question = together([stream[0], stream[1]])
     return batch
 
 

@@ -13,7 +13,7 @@ from textseg.models import plans_folder
 from textseg.network.build import build_network, count_parameters
 from textseg.plan import Plan, Triple, read_plan
 from textseg.train import memory
-from textseg.train.loop import answer, loss_of
+from textseg.train.lesson import answer, loss_of
 from textseg.train.memory import (
     bytes_per_value,
     estimate_training_memory,

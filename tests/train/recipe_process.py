@@ -23,9 +23,7 @@ def train_recipe(model: Path, arrays: Path, run: Path) -> loop.Trained:
     """Train the plan in a model's folder from where the run stands, in deterministic mode."""
     loop.SAVE_EVERY_S = SAVE_EVERY_S
     with deterministic(), joined(CPU):
-        return run_recipe(
-            read_plan(model), model, arrays, run, default_lexicon(), CPU, workers=0
-        )
+        return run_recipe(read_plan(model), model, arrays, run, default_lexicon(), CPU, workers=0)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ from textseg.train.finetune import (
     tuned_from,
     with_fitting_patch,
 )
-from textseg.train.loop import SampleStream, train
+from textseg.train.loop import train
 from textseg.train.sampling import PatchSampler
+from textseg.train.stream import SampleStream
 
 CPU = torch.device("cpu")
 
@@ -38,7 +39,7 @@ def trained():
 @pytest.fixture
 def tune(tmp_path, trained, with_training, phantom_cases, lexicon, any_vectors, monkeypatch):
     """Three steps from the trained network; gives the network after them."""
-    monkeypatch.setattr("textseg.train.loop.fastest_type", lambda device: torch.float32)
+    monkeypatch.setattr("textseg.train.lesson.fastest_type", lambda device: torch.float32)
     plan = with_training(steps=3, warmup_steps=0, prompts_per_sample=2, ema=0.0)
 
     def run(tuned):

@@ -16,20 +16,11 @@ from textseg.train.cases import find_places
 from textseg.train.checkpoint import BEST_FILE, STATE_FILE, Best, load_best
 from textseg.train.deterministic import deterministic
 from textseg.train.distributed import World
-from textseg.train.loop import (
-    Question,
-    SampleStream,
-    Step,
-    answer,
-    fresh,
-    learning_rate,
-    loss_of,
-    loss_parts,
-    number_type,
-    train,
-)
+from textseg.train.lesson import answer, look, loss_of, loss_parts, number_type, together
+from textseg.train.loop import Step, fresh, learning_rate, train
 from textseg.train.monitor import LOG_FILE, read_log
 from textseg.train.sampling import PatchSampler
+from textseg.train.stream import SampleStream
 from textseg.train.validation import Verdict
 
 CPU = torch.device("cpu")
@@ -61,6 +52,12 @@ def make_stream(phantom_cases, lexicon, any_vectors):
         return SampleStream(sampler, any_vectors(sampler.targets()), recipe.seed, recipe.steps * recipe.batch)
 
     return make
+
+
+def same(one, other):
+    """Whether two questions are the same, in what they ask and in what they leave out."""
+    parts = zip(one, other, strict=True)
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in parts)
 
 
 def with_norm(plan, norm):
@@ -147,17 +144,17 @@ def test_the_loss_of_a_batch_is_the_mean_over_its_samples(short, make_stream):
     network = build_network(short)
 
     def loss(*questions):
-        batch = Question(*(torch.stack(parts) for parts in zip(*questions, strict=True)))
+        batch = together(questions)
         return loss_parts(answer(network, batch, short), batch, short)
 
     assert one.masks.any()
     torch.testing.assert_close(loss(one, other), (loss(one) + loss(other)) / 2)
-    batch = Question(*(torch.stack(parts) for parts in zip(one, other, strict=True)))
+    batch = together([one, other])
     torch.testing.assert_close(loss_of(answer(network, batch, short), batch, short), loss(one, other).sum())
 
 
 def test_training_computes_in_float32_in_deterministic_mode_alone(monkeypatch):
-    monkeypatch.setattr("textseg.train.loop.fastest_type", lambda device: torch.bfloat16)
+    monkeypatch.setattr("textseg.train.lesson.fastest_type", lambda device: torch.bfloat16)
     assert number_type(CPU) == torch.float32
     torch.use_deterministic_algorithms(False)
     assert number_type(CPU) == torch.bfloat16
@@ -190,12 +187,10 @@ def test_a_worker_draws_the_same_samples(tmp_path, short, make_stream):
 def test_chance_in_a_step_is_the_same_after_a_stop(tmp_path, short, make_stream, monkeypatch):
     """A network that drops out, say, must not depend on how often it was stopped."""
 
-    def noisy(network, question, plan):
-        return answer(
-            network, question._replace(image=question.image + torch.rand_like(question.image)), plan
-        )
+    def noisy(network, question):
+        return look(network, question._replace(image=question.image + torch.rand_like(question.image)))
 
-    monkeypatch.setattr("textseg.train.loop.answer", noisy)
+    monkeypatch.setattr("textseg.train.lesson.look", noisy)
     whole = train(short, make_stream(short), tmp_path / "whole", CPU, workers=0)
     train(short, make_stream(short), tmp_path / "pieces", CPU, minutes=AT_ONCE, workers=0)
     torch.rand(7)
@@ -258,10 +253,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_kept(tmp_path, short,
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path, short, make_stream, monkeypatch):
     """The loss is still finite then, and a state saved after that step would be lost for ever."""
 
-    def flat(network, question, plan):
+    def flat(network, question):
         for parameter in network.parameters():
             parameter.register_hook(lambda gradient: gradient * math.inf)
-        return answer(network, question, plan)
+        return look(network, question)
 
     networks = []
 
@@ -269,7 +264,7 @@ def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path, short,
         networks.append(fresh(plan))
         return networks[-1]
 
-    monkeypatch.setattr("textseg.train.loop.answer", flat)
+    monkeypatch.setattr("textseg.train.lesson.look", flat)
     with pytest.raises(TextsegError, match=r"at step 1\. No state was saved yet"):
         train(short, make_stream(short), tmp_path, CPU, workers=0, begin=begin)
     assert_equal(networks[0].network.state_dict(), fresh_weights(short))
@@ -406,8 +401,7 @@ def test_a_stream_goes_on_where_it_is_told_to(make_stream, short):
     whole = [stream[index] for index in range(len(stream))]
     stream.first = 3
     assert len(stream) == len(whole) - 3
-    for one, other in zip(stream[1], whole[4], strict=True):
-        assert torch.equal(one, other)
+    assert same(stream[1], whole[4])
     question, recipe = whole[0], short.training
     assert question.image.shape == (1, *recipe.patch_voxels)
     assert len(question.text) == len(question.masks) == recipe.prompts_per_sample
@@ -420,8 +414,7 @@ def test_processes_share_out_the_stream_in_turn(make_stream, short):
     for stream.rank in (0, 1):
         assert len(stream) == (len(whole) - 2) // 2
         for index in range(len(stream)):
-            mine, same = stream[index], whole[2 + stream.rank + 2 * index]
-            assert all(torch.equal(a, b) for a, b in zip(mine, same, strict=True))
+            assert same(stream[index], whole[2 + stream.rank + 2 * index])
 
 
 def test_a_batch_that_can_not_be_shared_out_is_refused(tmp_path, short, make_stream):

@@ -36,7 +36,9 @@ def drawn_on(
         positive: "this", or "not this".
     """
     if kind == "point":
-        return Point(_inside(structure, random), positive)
+        box, origin = _surroundings(structure)
+        x, y, z = (float(a + b) for a, b in zip(_inside(structure[box], random), origin, strict=True))
+        return Point((x, y, z), positive)
     if kind == "box":
         return _box(np.argwhere(structure), structure.shape, random, positive)
     axis, index = _slice(structure, random)
@@ -69,12 +71,15 @@ def corrected(
 
 def largest_part(mask: Mask) -> Mask:
     """The largest part of a mask whose voxels touch by their faces."""
-    parts, count = ndimage.label(mask)
+    box, _ = _surroundings(mask)
+    parts, count = ndimage.label(mask[box])
     if count < 2:
         return mask
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
-    return np.asarray(parts == sizes.argmax())
+    largest = np.zeros_like(mask)
+    largest[box] = parts == sizes.argmax()
+    return largest
 
 
 def scribble(flat: Mask, random: np.random.Generator) -> Mask:
@@ -84,6 +89,13 @@ def scribble(flat: Mask, random: np.random.Generator) -> Mask:
     broken = drawn & _unbroken(flat.shape, random)
     kept = broken if broken.any() else drawn
     return kept if kept.any() else flat
+
+
+def _surroundings(mask: Mask) -> tuple[tuple[slice, ...], tuple[int, ...]]:
+    """The smallest box around a mask and where it starts; distances in it cost less than in all of a patch."""
+    found = ndimage.find_objects(mask.view(np.uint8))
+    box = found[0] if found else tuple(slice(0, n) for n in mask.shape)
+    return box, tuple(part.start for part in box)
 
 
 def _inside(structure: Mask, random: np.random.Generator) -> tuple[float, float, float]:

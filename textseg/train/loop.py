@@ -5,21 +5,18 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch import nn
+from torch.utils.data import DataLoader
 
-from textseg.device import Compute, fastest_type
 from textseg.errors import TextsegError
-from textseg.network.build import Decoded, TextPromptedNetwork, build_network
+from textseg.network.build import TextPromptedNetwork, build_network
 from textseg.plan import Plan, TrainingPlan
-from textseg.train.cases import Target
 from textseg.train.checkpoint import (
     STATE_FILE,
     Best,
@@ -32,9 +29,9 @@ from textseg.train.checkpoint import (
     tidy,
 )
 from textseg.train.distributed import ALONE, World
-from textseg.train.losses import prompt_loss, sharing_loss
+from textseg.train.lesson import Lesson, Question, together
 from textseg.train.monitor import Monitor
-from textseg.train.sampling import PatchSampler
+from textseg.train.stream import SampleStream
 from textseg.train.validation import Verdict, is_due
 
 SAVE_EVERY_S = 300.0
@@ -67,34 +64,6 @@ class Step:
         return f"loss {self.smoothed:.3f}{dice}, {_in_words(self.left_s)} left"
 
 
-class Question(NamedTuple):
-    """What one step asks of a patch; in a batch every entry has one more axis in front.
-
-    image (channels, x, y, z); text (prompts, width) and masks (prompts, x, y, z) of the decoded prompts;
-    sharing_text (structures, width), asked (structures,) bool and shares (x, y, z) of those that share out
-    the voxels; valid (x, y, z) bool, False in voxels that nobody labelled, None for all of them known.
-    """
-
-    image: Tensor
-    text: Tensor
-    masks: Tensor
-    sharing_text: Tensor
-    asked: Tensor
-    shares: Tensor
-    valid: Tensor | None = None
-
-    def to(self, device: torch.device) -> Question:
-        """The same question on a device; a map of what is known says None there if that is everything."""
-        parts = [None if part is None else part.to(device, non_blocking=True) for part in self[:-1]]
-        # Asked here, where no GPU has to be waited for: without the map the losses are cheaper by a third.
-        valid = None if self.valid is None or self.valid.all() else self.valid
-        return Question._make([*parts, None if valid is None else valid.to(device, non_blocking=True)])
-
-    def part(self, samples: slice) -> Question:
-        """The questions of some samples of a batch."""
-        return Question._make([None if part is None else part[samples] for part in self])
-
-
 @dataclass(frozen=True)
 class Trained:
     """Averaged weights in evaluation mode, and what they took; `seconds` are those of all pieces together.
@@ -107,42 +76,6 @@ class Trained:
     steps: int
     seconds: float
     best: Best | None = None
-
-
-class SampleStream(Dataset[Question]):
-    """Sample i of the stream is always the same, whichever process draws it.
-
-    Of several processes each goes through every n-th sample: `first` is the sample where all of them go on,
-    `rank` and `ranks` are this process and how many there are.
-    """
-
-    def __init__(
-        self, sampler: PatchSampler, vectors: Mapping[Target, Tensor], seed: int, length: int
-    ) -> None:
-        self.sampler = sampler
-        self.vectors = vectors
-        self.seed = seed
-        self.length = length
-        self.first = 0
-        self.rank, self.ranks = 0, 1
-
-    def __len__(self) -> int:
-        return (self.length - self.first) // self.ranks
-
-    def __getitem__(self, index: int) -> Question:
-        random = np.random.default_rng([self.seed, self.first + self.rank + self.ranks * index])
-        sample = self.sampler.draw(random)
-        text = torch.stack([self._words(target, random) for target in sample.targets])
-        sharing_text = text.new_zeros(self.sampler.plan.training.sharing_prompts, text.shape[-1])
-        for place, target in enumerate(sample.sharing):
-            sharing_text[place] = self._words(target, random)
-        asked = torch.arange(len(sharing_text)) < len(sample.sharing)
-        return Question(sample.image, text, sample.masks, sharing_text, asked, sample.shares, sample.valid)
-
-    def _words(self, target: Target, random: np.random.Generator) -> Tensor:
-        """The canonical words half of the time, since that is what most prompts become."""
-        choices = self.vectors[target]
-        return choices[0] if random.random() < 0.5 else choices[int(random.integers(len(choices)))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,24 +222,6 @@ class Learnt:
         return math.isfinite(self.loss) and math.isfinite(self.gradient)
 
 
-class Lesson(nn.Module):
-    """From a batch of questions to the two parts of their loss.
-
-    One forward pass for all of it, since that is what DistributedDataParallel can share out.
-    """
-
-    def __init__(self, network: TextPromptedNetwork, plan: Plan) -> None:
-        super().__init__()
-        self.network = network
-        self.plan = plan
-
-    def forward(self, question: Question) -> Tensor:
-        device = question.image.device
-        with Compute(device, number_type(device)).autocast():
-            answers = answer(self.network, question, self.plan)
-        return loss_parts(answers, question, self.plan)
-
-
 def training_step(
     network: TextPromptedNetwork,
     optimiser: torch.optim.Optimizer,
@@ -331,51 +246,6 @@ def training_step(
     if learnt.is_finite:
         optimiser.step()
     return learnt
-
-
-def number_type(device: torch.device) -> torch.dtype:
-    """The type that training computes in: the device's fastest, or float32 in deterministic mode."""
-    return torch.float32 if torch.are_deterministic_algorithms_enabled() else fastest_type(device)
-
-
-def answer(network: TextPromptedNetwork, question: Question, plan: Plan) -> tuple[Decoded, Decoded]:
-    """What a network says to a batch of questions: of the prompts that are decoded, and of all that share."""
-    features = network.encode(question.image.to(memory_format=torch.channels_last_3d))
-    stages = range(1, 1 + len(plan.training.sharing_scales))
-    decoded = network.decode(features, question.text)
-    return decoded, network.share(features, question.sharing_text, stages)
-
-
-def loss_of(answers: tuple[Decoded, Decoded], question: Question, plan: Plan) -> Tensor:
-    """The loss of a network's answers to a batch of questions, a scalar."""
-    return loss_parts(answers, question, plan).sum()
-
-
-def loss_parts(answers: tuple[Decoded, Decoded], question: Question, plan: Plan) -> Tensor:
-    """The loss of the decoded prompts and of those that share, (2,): each the mean over the samples.
-
-    Sample by sample, so that the mean over the processes that share a batch is that of the whole batch: over
-    a batch, Dice would be a mean over its present prompts, of which each share has another number.
-    """
-    each = []
-    for sample in range(len(question.image)):
-        one = slice(sample, sample + 1)
-        decoded, shared = (_part(said, one) for said in answers)
-        each.append(_sample_loss(decoded, shared, question.part(one), plan.training))
-    return torch.stack(each).mean(dim=0)
-
-
-def _sample_loss(decoded: Decoded, shared: Decoded, question: Question, recipe: TrainingPlan) -> Tensor:
-    weight = recipe.presence_weight
-    asked = prompt_loss(decoded, question.masks, recipe.deep_supervision, weight, question.valid)
-    sharing = sharing_loss(
-        shared, question.shares, question.asked, recipe.sharing_scales, weight, question.valid
-    )
-    return torch.stack([asked, sharing])
-
-
-def _part(said: Decoded, samples: slice) -> Decoded:
-    return Decoded(tuple(logits[samples] for logits in said.logits), said.presence[samples])
 
 
 def _set_mode(network: nn.Module, *, frozen: bool) -> None:
@@ -417,6 +287,7 @@ def _loader(stream: SampleStream, batch: int, workers: int, device: torch.device
         prefetch_factor=4 if workers else None,
         pin_memory=device.type == "cuda",
         worker_init_fn=_one_thread,
+        collate_fn=together,
         drop_last=True,
     )
 

@@ -23,7 +23,8 @@ from textseg.device import choose_compute, fastest_type
 from textseg.errors import PlanError
 from textseg.network.build import build_network
 from textseg.plan import Plan
-from textseg.train.loop import Question, answer, loss_of, training_step
+from textseg.train.lesson import Question, answer, loss_of
+from textseg.train.loop import training_step
 
 DeviceName = Literal["cpu", "cuda"]
 

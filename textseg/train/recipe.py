@@ -22,8 +22,10 @@ from textseg.train.card import write_card
 from textseg.train.cases import read_index, read_place, read_words
 from textseg.train.distributed import here
 from textseg.train.evaluate import Score, evaluate
-from textseg.train.loop import Beginning, SampleStream, Step, Trained, fresh, number_type, train
+from textseg.train.lesson import number_type
+from textseg.train.loop import Beginning, Step, Trained, fresh, train
 from textseg.train.sampling import PatchSampler
+from textseg.train.stream import SampleStream
 from textseg.train.validation import HeldBack
 from textseg.train.words import target_vectors
 
