@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from textseg.network.nnunet_folder import (
 from textseg.network.voxtell import plan as voxtell
 from textseg.plan import PLAN_FILE, Plan, read_plan
 from textseg.prompts import Prompt, clean, understand
-from textseg.registry.entries import all_entries
+from textseg.registry.entries import Entry, all_entries
 
 CARD_FILE = "card.md"
 # What a model was taught to find, with a dataset's own words; written by `textseg.train.export`.
@@ -31,6 +32,15 @@ WEIGHTS_FILES = ("network.safetensors", "text_tower.safetensors", "vocabulary.js
 
 Kind = Literal["textseg", "voxtell", "nnunet"]
 KINDS: dict[Kind, str] = {"textseg": "textseg", "voxtell": "VoxTell", "nnunet": "nnU-Net"}
+
+# What the registry has besides models.
+ROLES = {
+    "encoder": "a text encoder",
+    "start": "an image encoder to train from",
+    "foreign": "another project's network",
+}
+# Where a card tells the licence: "**Licence of the weights** CC BY-SA 4.0, because ...".
+_CARD_LICENCE = re.compile(r"\*\*Licence of the weights\*\*:?\s+(.+?)(?:,|;|\.\s|\.?$)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -72,13 +82,14 @@ class ModelFolder:
 
     @property
     def licence(self) -> str | None:
-        """Of the weights, as far as they tell."""
+        """Of the weights, as far as they tell: ours in their file, or in the card beside them."""
         if self.kind == "voxtell":
             return voxtell.LICENCE
         if self.kind == "nnunet":
             licence = read_nnunet_folder(self.path).dataset.get("licence")
             return str(licence) if licence else None
-        return metadata_of(self.path / WEIGHTS_FILES[0]).get("license")
+        told = _CARD_LICENCE.search(self.card)
+        return metadata_of(self.path / WEIGHTS_FILES[0]).get("license") or (told[1] if told else None)
 
     @property
     def card(self) -> str:
@@ -208,8 +219,9 @@ def find_model(model: str | Path) -> ModelFolder:
     shipped = plans_folder() / str(model)
     path = shipped if str(model).isidentifier() and shipped.is_dir() else Path(model)
     if not path.is_dir():
-        if any(entry.name == str(model) for entry in all_entries()):
-            raise ModelError(f"{model} is not on this machine. Get it with `textseg weights fetch {model}`.")
+        listed = next((entry for entry in all_entries() if entry.name == str(model)), None)
+        if listed is not None:
+            raise ModelError(_why_none(listed))
         names = ", ".join(entry.name for entry in shipped_models()) or "none"
         raise ModelError(
             f"A model is a shipped one ({names}) or a folder, got {str(model)!r}, which is neither."
@@ -224,6 +236,17 @@ def find_model(model: str | Path) -> ModelFolder:
             f"or a trained nnU-Net, but {path} has no {' and no '.join(missing)}.{hint}"
         )
     return ModelFolder(path.resolve().name, path, kind)
+
+
+def _why_none(entry: Entry) -> str:
+    """Why an entry of the registry can't be asked for masks, and what to do with it instead."""
+    fetch = f"`textseg weights fetch {entry.name}`"
+    if entry.kind != "model":
+        where = "It is on this machine." if entry.is_here else f"{fetch} brings it here."
+        return f"A model gives masks, but {entry.name} is {ROLES[entry.kind]}: {entry.use}. {where}"
+    if entry.is_here:
+        return f"A model is whole, but {entry.model_folder} is not any more. Use {fetch} --again."
+    return f"{entry.name} is not on this machine. Get it with {fetch}."
 
 
 def metadata_of(path: Path) -> dict[str, str]:

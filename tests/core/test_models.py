@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import struct
 
 import pytest
 
@@ -11,6 +13,7 @@ from textseg import models
 from textseg.errors import ModelError, PlanError, ScanError
 from textseg.models import WEIGHTS_FILES, find_model, plans_folder, shipped_models
 from textseg.plan import read_plan
+from textseg.registry.entries import NOTE_FILE, all_entries
 
 
 @pytest.fixture
@@ -105,3 +108,60 @@ def test_a_shipped_name_goes_before_a_folder_of_that_name_here(shipped, tmp_path
     monkeypatch.chdir(tmp_path / "here")
     assert find_model("zebra").path == shipped / "zebra"
     assert find_model("./zebra").path.resolve() == tmp_path / "here" / "zebra"
+
+
+# ---- licences ----
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("# A\n\n**Licence of the weights** CC BY-SA 4.0, because of the data. More.", "CC BY-SA 4.0"),
+        ("**Licence of the weights** CC BY 4.0. The code stays Apache-2.0.", "CC BY 4.0"),
+        ("**Licence of the weights**: MIT", "MIT"),
+        ("**Licence** of something else: MIT", None),
+        (None, None),
+    ],
+)
+def test_a_licence_is_the_cards(card, licence, model):
+    if card is not None:
+        (model / "card.md").write_text(card, encoding="utf-8")
+    assert find_model(model).licence == licence
+
+
+def test_a_licence_in_the_file_of_the_weights_comes_first(model):
+    (model / "card.md").write_text("**Licence of the weights** MIT")
+    header = json.dumps({"__metadata__": {"license": "CC BY 4.0"}}).encode()
+    (model / "network.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    assert find_model(model).licence == "CC BY 4.0"
+
+
+def test_every_shipped_model_tells_its_licence():
+    assert all(model.licence for model in shipped_models())
+
+
+# ---- what the registry has besides models ----
+
+
+@pytest.mark.parametrize("fetched", [False, True])
+@pytest.mark.parametrize("entry", [e for e in all_entries() if e.kind != "model"], ids=lambda e: e.name)
+def test_an_entry_that_is_no_model_says_how_it_is_used(entry, fetched, tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path))
+    if fetched:
+        entry.place.mkdir(parents=True)
+        (entry.place / NOTE_FILE).write_text("{}")
+    with pytest.raises(ModelError) as error:
+        find_model(entry.name)
+    said = str(error.value)
+    assert entry.use in said
+    assert ("is on this machine" in said) == fetched
+    assert (f"textseg weights fetch {entry.name}" in said) != fetched
+
+
+def test_a_fetched_model_that_lost_a_file_is_fetched_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path))
+    entry = next(entry for entry in all_entries() if entry.kind == "model")
+    entry.model_folder.mkdir(parents=True)
+    (entry.place / NOTE_FILE).write_text("{}")
+    with pytest.raises(ModelError, match=rf"weights fetch {entry.name}` --again"):
+        find_model(entry.name)
