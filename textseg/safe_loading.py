@@ -1,13 +1,14 @@
 """Other people's checkpoints: pickles that may rebuild tensors and plain values and can't run any code.
 
 torch reads them with `weights_only=True`, an unpickler of its own that knows a fixed list of types. What
-VoxTell, nnU-Net, STU-Net, SAT, MONAI, SAM and nnInteractive store beside their tensors needs a few more, all
-of them plain numbers of NumPy; they are allowed for the length of one call. Whatever else a file asks for is
-refused by name before it is made.
+VoxTell, nnU-Net, STU-Net, SAT, MONAI, SAM and nnInteractive store beside their tensors needs a few more:
+plain numbers of NumPy, and the options that a training script was started with (`argparse.Namespace`). They
+are allowed for the length of one call. Whatever else a file asks for is refused by name before it is made.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import pickle
 import pickletools
@@ -278,7 +279,7 @@ def _unpickled(path: Path) -> Any:
 
 
 def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
-    """The types beyond torch's own list: numbers and arrays of numbers of NumPy.
+    """The types beyond torch's own list: numbers and arrays of numbers of NumPy, and sets of options.
 
     NumPy moved the two functions that rebuild them, so files hold them by either name. Arrays of objects
     can't be rebuilt: the type of their dtype is not among these.
@@ -291,7 +292,8 @@ def _harmless() -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
         for core in ("core", "_core")
     ]
     types = {type(np.dtype(code)): None for code in _NUMBERS}
-    return [*functions, np.ndarray, np.dtype, *types]
+    # A namespace only keeps what is put into it.
+    return [*functions, np.ndarray, np.dtype, *types, argparse.Namespace]
 
 
 def _refused(path: Path, error: Exception) -> str | None:
@@ -373,6 +375,8 @@ class _Sorter:
         if isinstance(value, Tensor):
             self.tensors[name] = self._checked(value, name)
             return _TENSOR
+        if isinstance(value, argparse.Namespace):
+            return self.plain(vars(value), name, depth)
         if isinstance(value, Mapping):
             entries = {str(key): self.plain(v, _under(name, key), depth + 1) for key, v in value.items()}
             kept = {key: v for key, v in entries.items() if v is not _TENSOR}
