@@ -209,7 +209,7 @@ def test_the_time_of_all_pieces_counts(tmp_path, short, make_stream):
     pieces = [train(short, make_stream(short), tmp_path, CPU, minutes=AT_ONCE, workers=0) for _ in range(3)]
     assert [piece.steps for piece in pieces] == [1, 2, 3]
     assert 0 < pieces[0].seconds < pieces[1].seconds < pieces[2].seconds
-    assert state_of(tmp_path)["seconds"] == pytest.approx(pieces[2].seconds, abs=1)
+    assert pieces[1].seconds < state_of(tmp_path)["seconds"] <= pieces[2].seconds
 
 
 def test_every_step_is_reported_and_logged(tmp_path, short, make_stream):
