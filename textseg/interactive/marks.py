@@ -8,7 +8,6 @@ world.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -166,11 +165,15 @@ def extent_mm(mark: Mark, scan: Geometry) -> float:
 
 def line_voxels(points: Floats) -> Voxels:
     """The voxels (n, 3) of a line through points (n, 3), each touching the next by a face, edge or corner."""
-    parts = [points[:1]]
-    for first, last in pairwise(points):
-        steps = max(1, int(np.ceil(np.abs(last - first).max())))
-        parts.append(first + np.linspace(0, 1, steps + 1)[1:, None] * (last - first))
-    voxels = np.floor(np.concatenate(parts) + 0.5).astype(np.int64)
+    if len(points) == 1:
+        return np.floor(points + 0.5).astype(np.int64)
+    strokes = np.diff(points, axis=0)
+    steps = np.maximum(1, np.ceil(np.abs(strokes).max(axis=1))).astype(int)
+    stroke = np.repeat(np.arange(len(strokes)), steps)
+    # From one over its steps to one along each stroke; the first point of all is put before.
+    along = (np.arange(len(stroke)) - np.repeat(np.cumsum(steps) - steps, steps) + 1) / steps[stroke]
+    places = points[stroke] + along[:, None] * strokes[stroke]
+    voxels = np.floor(np.concatenate([points[:1], places]) + 0.5).astype(np.int64)
     new = np.append(True, (voxels[1:] != voxels[:-1]).any(axis=1))
     return np.asarray(voxels[new])
 

@@ -11,7 +11,7 @@ cheap, while one window after the other towards a far border is not.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -93,9 +93,9 @@ class WindowsEngine:
     def _look_everywhere(
         self, turn: Turn, grid: WorkingGrid, text: Tensor | None, progress: Progress
     ) -> Outcome:
-        canvas = Canvas(grid, empty_field(grid.shape), self._above)
+        canvas = self._canvas(grid, empty_field(grid.shape), turn, np.zeros((0, 3), np.int64))
         # Words that are new owe nothing to a mask, not even to that of the windows before.
-        presence = self._decode_all(range(len(grid.boxes)), canvas, turn, text, progress, None)
+        presence = self._decode_all(range(len(grid.boxes)), canvas, text, progress, None)
         says_there = any(mark.positive for mark in turn.marks)
         if presence < self.segmenter.plan.masks.presence and not says_there:
             box = Box((0, 0, 0), grid.shape)
@@ -120,23 +120,23 @@ class WindowsEngine:
                 "one in the air around it, where no mask is made."
             )
         field = self._field_before(turn, grid)
-        canvas = Canvas(grid, self._values(field, grid), self._above)
-        self._decode_all(grid.cover(places), canvas, turn, text, progress, canvas.mask)
+        canvas = self._canvas(grid, self._values(field, grid), turn, places)
+        self._decode_all(grid.cover(places), canvas, text, progress, canvas.mask)
         if text is None and canvas.crosses_a_window() and grid.coarser < COARSEST:
             extent = self._extent(turn, places, grid, canvas.was, progress)
             canvas.restart(canvas.was | extent)
             found = np.concatenate([places, np.argwhere(extent)])
-            self._decode_all(grid.cover(found), canvas, turn, text, progress, canvas.mask)
-        self._follow(canvas, turn, text, progress)
+            self._decode_all(grid.cover(found), canvas, text, progress, canvas.mask)
+        self._follow(canvas, text, progress)
         return self._updated(turn, grid, canvas, field)
 
-    def _follow(self, canvas: Canvas, turn: Turn, text: Tensor | None, progress: Progress) -> None:
+    def _follow(self, canvas: Canvas, text: Tensor | None, progress: Progress) -> None:
         """Decode neighbours until the mask changes on no border of what was decoded."""
         while len(reached := canvas.reached()):
             more = canvas.grid.cover(reached, without=canvas.decoded)
             if not more:
                 return
-            self._decode_all(more, canvas, turn, text, progress, canvas.mask)
+            self._decode_all(more, canvas, text, progress, canvas.mask)
 
     def _extent(
         self,
@@ -149,11 +149,10 @@ class WindowsEngine:
         """A coarse mask (x, y, z) on the fine grid of what marks alone mean, from as far off as it takes."""
         grid = self._zoomed_out(fine)
         before = resample(torch.from_numpy(was).float(), fine.geometry, grid.geometry) > 0.5
-        canvas = Canvas(grid, _as_field(before.numpy()), self._above)
         near = np.floor(grid.geometry.to_voxels(fine.geometry.to_world(places)) + 0.5).astype(np.int64)
-        self._decode_all(
-            grid.cover(np.clip(near, 0, np.array(grid.shape) - 1)), canvas, turn, None, progress, canvas.mask
-        )
+        near = np.clip(near, 0, np.array(grid.shape) - 1)
+        canvas = self._canvas(grid, _as_field(before.numpy()), turn, near)
+        self._decode_all(grid.cover(near), canvas, None, progress, canvas.mask)
         mask = canvas.mask
         if canvas.crosses_a_window() and grid.coarser < COARSEST:
             mask = self._extent(turn, near, grid, canvas.was, progress)
@@ -165,7 +164,6 @@ class WindowsEngine:
         self,
         windows: list[int] | range,
         canvas: Canvas,
-        turn: Turn,
         text: Tensor | None,
         progress: Progress,
         previous: NDArray[np.bool_] | None,
@@ -176,10 +174,9 @@ class WindowsEngine:
             previous: the mask (x, y, z) that windows are shown as the one before.
         """
         stage = f"looking at {canvas.grid.spacing_mm[0]:g} mm"
-        marks = [drawn(mark, self._scan, canvas.grid.geometry) for mark in turn.marks]
         presence = 0.0
         for done, index in enumerate(windows, start=1):
-            maps = self._maps(canvas.grid, index, marks, previous)
+            maps = self._maps(canvas.grid, index, canvas.marks, previous)
             # The no-text vector takes its place from the maps.
             if maps is None and text is None:
                 maps = torch.zeros((self._spatial_channels, *canvas.grid.window))
@@ -212,7 +209,7 @@ class WindowsEngine:
         return encode
 
     def _maps(
-        self, grid: WorkingGrid, index: int, marks: list[Interaction], previous: NDArray[np.bool_] | None
+        self, grid: WorkingGrid, index: int, marks: Sequence[Interaction], previous: NDArray[np.bool_] | None
     ) -> Tensor | None:
         """The maps of one window; None where nothing is drawn in it and no mask was there before."""
         here = [moved for mark in marks if (moved := _moved(mark, grid.boxes[index])) is not None]
@@ -275,6 +272,12 @@ class WindowsEngine:
         mask = torch.from_numpy(before.mask.unpack()).float()
         brought = resample(mask, self._scan, grid.geometry) > 0.5
         return Field.keep(grid.spacing_mm, grid.shape, grid.geometry.whole, _as_field(brought.numpy()), None)
+
+    def _canvas(
+        self, grid: WorkingGrid, before: NDArray[np.int8], turn: Turn, newest: NDArray[np.int64]
+    ) -> Canvas:
+        marks = [drawn(mark, self._scan, grid.geometry) for mark in turn.marks]
+        return Canvas(grid, before, self._above, marks, newest)
 
     def _values(self, field: Field | None, grid: WorkingGrid) -> NDArray[np.int8]:
         if field is None:

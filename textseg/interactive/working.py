@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from textseg.geometry import Box, Geometry, Shape
 from textseg.interactive.kept import FAR_BELOW, STEPS_A_LOGIT, quantised
 from textseg.interactive.marks import Voxels
+from textseg.network.spatial_prompts import Interaction
 from textseg.plan import Millimetres, Plan
 from textseg.prepare import Prepared
 from textseg.resample import resample
@@ -20,6 +24,8 @@ from textseg.sliding import _padded, _weight
 from textseg.windows import blend_weights, place_windows, window_shape
 
 Slices = tuple[slice, slice, slice]
+# Where a change counts as coming near to a mark's voxel.
+NEAR_VOXELS = np.array(list(product((-2, 0, 2), repeat=3)))
 
 # Places that decide which windows are needed; a scribble or a face of a window has few more.
 MOST_PLACES = 4096
@@ -154,10 +160,21 @@ class Canvas:
     Args:
         before: (x, y, z) int8, the field of the step before.
         above: the logit of the plan's threshold.
+        marks: everything drawn so far, on this grid.
+        newest: voxels (n, 3) of what is new among them.
     """
 
-    def __init__(self, grid: WorkingGrid, before: NDArray[np.int8], above: float) -> None:
+    def __init__(
+        self,
+        grid: WorkingGrid,
+        before: NDArray[np.int8],
+        above: float,
+        marks: Sequence[Interaction],
+        newest: Voxels,
+    ) -> None:
         self.grid = grid
+        self.marks = marks
+        self.newest = newest
         self.above = above
         self.before = before
         self.was = before > 0
@@ -185,11 +202,26 @@ class Canvas:
         self._seen[box.slices] = (self._total[box.slices] > self.above * self._weights[box.slices]).numpy()
 
     def reached(self) -> Voxels:
-        """Voxels (n, 3) that nothing saw well yet, next to where the mask changed in what was seen well."""
-        faces = [
-            self._border(index, axis, side) for index in self.decoded for axis in range(3) for side in (0, 1)
-        ]
-        return np.concatenate([np.zeros((0, 3), np.int64), *faces])
+        """Voxels (n, 3) that nothing saw well yet, next to where what the mark changed ends in what was.
+
+        A change elsewhere, that does not hang together with the mark, is not followed: windows differ a
+        little in what they say, and a click on the liver is no reason to look at the lungs again.
+        """
+        changed = self._changed_at_mark()
+        sides = [(index, axis, side) for index in self.decoded for axis in range(3) for side in (0, 1)]
+        return np.concatenate([np.zeros((0, 3), np.int64), *(self._border(changed, *each) for each in sides)])
+
+    def _changed_at_mark(self) -> NDArray[np.bool_]:
+        """(x, y, z) the parts of the change that come near to the newest mark."""
+        changed, box = np.zeros(self.grid.shape, bool), self.box()
+        parts, count = ndimage.label(self.mask[box.slices] != self.was[box.slices])
+        near = (self.newest[:, None] + NEAR_VOXELS).reshape(-1, 3) - box.start
+        near = near[((near >= 0) & (near < box.shape)).all(axis=1)]
+        touched = np.zeros(count + 1, bool)
+        touched[parts[tuple(near.T)]] = True
+        touched[0] = False
+        changed[box.slices] = touched[parts]
+        return changed
 
     def crosses_a_window(self) -> bool:
         """Whether the mask changed on two opposite faces of a window, as of something larger than it."""
@@ -199,10 +231,10 @@ class Canvas:
             for axis in range(3)
         )
 
-    def _border(self, index: int, axis: int, side: int) -> Voxels:
+    def _border(self, change: NDArray[np.bool_], index: int, axis: int, side: int) -> Voxels:
         """Of one side of a window, at the margin."""
         plane, beyond = self._planes(index, axis, side, self.grid.margin[axis])
-        changed = self.mask[plane] != self.was[plane]
+        changed = change[plane]
         unseen = self._share[beyond].numpy() < 1
         if not _counts(changed & unseen, self.mask[plane] | self.was[plane]):
             return np.zeros((0, 3), np.int64)
