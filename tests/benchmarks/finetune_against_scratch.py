@@ -5,7 +5,8 @@
 
 Both see the same few cases of the split's training list and are scored on the same held-back cases, by
 `textseg finetune` and `textseg train`: while they train on the part that validation takes, in the end on
-all of them. The plan is that of the network from scratch, from `textseg plan`; fine-tuning keeps the default's own.
+all of them. The plan is that of the network from scratch, from `textseg plan`; fine-tuning keeps that of
+the default.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def trained(command: list[str], model: Path, run: Path) -> dict[str, Any]:
     return {
         "curve": rows,
         "dice": {
-            name: {"mean": float(np.mean(found)), "cases": len(found)} for name, found in scores.items()
+            row["prompt"]: {"mean": row["dice"], "cases": row["cases"]} for row in scored if row["cases"]
         },
         "processor_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
     }
