@@ -26,7 +26,7 @@ from textseg.volume import Volume
 
 Answer = tuple[Volume, Sequence[NDArray[np.bool_]]]
 # Long enough that a random moment hits every stage.
-NAP_S = 0.02
+NAP_S = float(os.environ.get("STUB_NAP_S", "0.02"))
 
 
 def segment(channels: list[Volume], task: Task, say: Say) -> Answer:
