@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from safetensors import safe_open
 
-from tests.voxtell.tiny_folder import released_weights, write_bank
+from tests.voxtell.tiny_folder import ODD, released_weights, write_bank, write_folder
 from textseg.errors import ModelError, OutputError
 from textseg.network.voxtell.folder import convert, load_voxtell
 from textseg.network.voxtell.plan import BANK_FILE, CONVERTED_FILE, is_voxtell_folder
@@ -26,6 +28,20 @@ def test_the_same_logits_bit_for_bit(folder, tiny, tmp_path):
     convert(folder, tmp_path / "converted" / "voxtell")
     after = logits(tmp_path / "converted" / "voxtell", tiny)
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_the_same_bits_with_other_sizes(tmp_path):
+    before = logits(write_folder(tmp_path / "odd", ODD), ODD)
+    convert(tmp_path / "odd", tmp_path / "converted")
+    after = logits(tmp_path / "converted", ODD)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Other systems keep permissions otherwise.")
+def test_whoever_may_read_new_files_may_read_it(folder, tmp_path):
+    (tmp_path / "new").touch()
+    for path in convert(folder, tmp_path / "converted"):
+        assert path.stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_its_tensors_lie_in_memory_as_if_read_from_the_released_file(folder, tmp_path):

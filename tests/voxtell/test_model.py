@@ -176,6 +176,43 @@ def test_an_encoder_is_asked_in_the_prompts_own_words(folder, tiny, scan):
     assert not result.found[0].prompt.known
 
 
+def test_a_way_of_writing_asks_no_encoder(folder, tiny, scan):
+    class Refusing:
+        name, width = "refusing", tiny.text
+
+        def embed(self, texts):
+            raise AssertionError(f"asked for {texts}")
+
+    prompts = ["lt. kidney", "ren sinister", "the patient's liver"]
+    text = load_text(folder, tiny.text, Refusing())
+    assert [text.wording(understand(prompt)) for prompt in prompts] == ["left kidney", "left kidney", "liver"]
+    # What means another thing is asked as it is.
+    assert text.wording(understand("a huge liver")) == "a huge liver"
+    assert text.wording(understand("rt. kidney")) == "rt. kidney"
+    result = Segmenter(folder, device="cpu", text_encoder=Refusing())(scan, prompts[:1])
+    assert result.found[0].asked == "left kidney"
+
+
+def test_the_second_run_of_a_new_prompt_loads_no_language_model(folder, tiny, scan, tmp_path, monkeypatch):
+    """A prompt that no bank has: the first process asks the language model, any later one the cache."""
+    made = []
+
+    def embed(self, texts):
+        made.extend(texts)
+        return torch.stack([torch.full((tiny.text,), float(len(text))) for text in texts])
+
+    (tmp_path / "qwen").mkdir()
+    (tmp_path / "qwen" / "config.json").write_text(json.dumps({"hidden_size": tiny.text}))
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("textseg.network.voxtell.text.find_local", lambda source: tmp_path / "qwen")
+    monkeypatch.setattr("textseg.network.voxtell.text.find_spec", lambda module: True)
+    monkeypatch.setattr("textseg.embeddings.language.LanguageEncoder.embed", embed)
+    masks = [Segmenter(folder, device="cpu")(scan, "a huge liver").masks for _ in range(2)]
+    assert len(made) == 1
+    assert made[0].endswith("Query: a huge liver")
+    assert np.array_equal(*masks)
+
+
 def test_a_prompt_of_the_bank_loads_no_language_model(folder, tiny, scan, tmp_path, monkeypatch):
     def refuse(self):
         raise AssertionError("a language model was loaded")

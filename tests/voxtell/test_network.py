@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from tests.voxtell.tiny_folder import SHALLOW, Tiny, plain_logits, released_weights, write_folder
+from tests.voxtell.tiny_folder import FLAT, ODD, SHALLOW, Tiny, plain_logits, released_weights, write_folder
 from textseg.errors import ModelError, PlanError, PromptError
 from textseg.network.voxtell.folder import load_voxtell
 from textseg.network.voxtell.network import VoxTellNetwork
@@ -22,7 +23,9 @@ def text_of(tiny, prompts=4):
     return torch.randn((prompts, tiny.text), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize("tiny", [Tiny(), SHALLOW], ids=["four stages", "three stages"])
+@pytest.mark.parametrize(
+    "tiny", [Tiny(), SHALLOW, ODD, FLAT], ids=["four stages", "three stages", "odd sizes", "two stages"]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_what_is_saved_changes_no_logit(tiny, channels_last, tmp_path):
     network = load_voxtell(write_folder(tmp_path, tiny))
@@ -32,6 +35,7 @@ def test_what_is_saved_changes_no_logit(tiny, channels_last, tmp_path):
         network = network.to(memory_format=layout)
         decoded = network.decode(network.encode(image.contiguous(memory_format=layout)), text)
         expected = plain_logits(released_weights(tiny), tiny, image, text)
+    assert network.memory_stage == tiny.memory_stage
     assert len(decoded.logits) == len(expected) == len(tiny.widths) - 1
     for ours, plain in zip(decoded.logits, expected, strict=True):
         assert ours.shape == plain.shape
@@ -74,6 +78,40 @@ def test_the_first_decoder_stage_and_the_skips_run_once_for_all_prompts(tiny, sh
     assert calls == {"first": 1, "second": 5}
     skips_and_first = [tuple(x.shape[1:]) for x in features.trunk]
     assert skips_and_first == [(4, 16, 24, 16), (6, 16, 12, 8), (10, 8, 6, 4)]
+
+
+@torch.inference_mode()
+def test_a_skip_is_convolved_once_however_many_prompts_there_are(tiny, shared_folder, monkeypatch):
+    """Counted in channels: of the skips' halves, and of what any prompt's own convolutions read."""
+    network = load_voxtell(shared_folder)
+    convolved = []
+    plain = torch.nn.functional.conv3d
+
+    def counting(x, weight, *rest, **options):
+        convolved.append(weight.shape[1])
+        return plain(x, weight, *rest, **options)
+
+    # Only where a convolution is called by hand, in halves; whole layers are not counted.
+    functional = SimpleNamespace(**{**vars(torch.nn.functional), "conv3d": counting})
+    monkeypatch.setattr("textseg.network.voxtell.network.F", functional)
+    features = network.encode(image_of(tiny))
+    # The skips' halves of all stages, and the upsampled half of the first.
+    assert sorted(convolved) == sorted([*tiny.widths[:-1], tiny.widths[-2]])
+    convolved.clear()
+    network.decode(features, text_of(tiny, 3))
+    # Without the skips: half of what the weights of the first convolutions have.
+    assert sorted(convolved) == sorted(tiny.widths[:-2] * 3)
+
+
+@torch.inference_mode()
+def test_all_prompts_of_a_call_go_through_the_transformer_together(network, tiny):
+    seen = []
+    handle = network.transformer_decoder.register_forward_pre_hook(
+        lambda _, inputs: seen.append(tuple(inputs[0].shape))
+    )
+    network.decode(network.encode(image_of(tiny)), text_of(tiny, 5))
+    handle.remove()
+    assert seen == [(1, 5, tiny.query)]
 
 
 @torch.inference_mode()

@@ -70,6 +70,42 @@ SHALLOW = Tiny(
     eps=1e-5,
 )
 
+# Five stages, one of them without a stride, so that two have the same voxels; one channel at the finest stage
+# and one head at the others, so that every projection to the decoder gives as many numbers as its stage has
+# channels; several convolutions in the decoder; widths that are multiples of nothing.
+ODD = Tiny(
+    patch=(8, 16, 24),
+    widths=(1, 5, 6, 10, 11),
+    kernels=((1, 1, 3), (3, 1, 3), (3, 3, 3), (1, 3, 5), (3, 3, 3)),
+    strides=((1, 1, 1), (1, 2, 2), (2, 2, 2), (1, 1, 1), (2, 2, 3)),
+    blocks=(1, 1, 2, 1, 3),
+    decoder_convolutions=(2, 1, 1, 2),
+    heads=1,
+    memory_stage=3,
+    query=24,
+    text=7,
+    text_hidden=5,
+    channel_hidden=9,
+    hidden=11,
+    layers=3,
+)
+
+# Two stages, the coarsest as memory, so that no prompt adds a channel; a text wider than all else.
+FLAT = Tiny(
+    patch=(6, 8, 10),
+    widths=(3, 4),
+    kernels=((3, 3, 3), (3, 3, 3)),
+    strides=((1, 1, 1), (3, 2, 2)),
+    blocks=(1, 1),
+    decoder_convolutions=(1,),
+    heads=1,
+    memory_stage=1,
+    query=8,
+    text=33,
+    hidden=64,
+    layers=1,
+)
+
 
 def write_folder(folder: Path, tiny: Tiny, seed: int = 3) -> Path:
     """The folder as it is released: plan, pickle with aliases, dead attention and training log, bank."""

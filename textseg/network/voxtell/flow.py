@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import groupby
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,19 +13,21 @@ from torch import Tensor
 
 from textseg.device import Compute
 from textseg.errors import ScanError
-from textseg.geometry import Box, Shape, bounding_box
+from textseg.geometry import AxisOrder, Box, Shape, bounding_box
 from textseg.masks import above_threshold
 from textseg.network.voxtell.network import VoxTellNetwork
+from textseg.packed import PackedMasks
 from textseg.plan import Triple
+from textseg.slabs import Slab
+from textseg.sliding import Batches, WindowRun
 from textseg.volume import Volume
 from textseg.windows import place_windows
 
 OVERLAP = 0.5
 SIGMA_FRACTION = 1 / 8
-# Prompts whose logits over one window are kept at a time.
-PROMPTS_AT_ONCE = 8
 
 Progress = Callable[[int, int], None]
+Item = TypeVar("Item")
 
 
 def segment_like_voxtell(
@@ -35,7 +36,7 @@ def segment_like_voxtell(
     text: Tensor,
     compute: Compute,
     progress: Progress = lambda done, of: None,
-) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+) -> tuple[PackedMasks, NDArray[np.float64]]:
     """Masks (prompts, x, y, z) on the scan's own grid, in VoxTell's own steps, and how sure they are.
 
     VoxTell has no presence score; the probability (prompts,) of each prompt's surest voxel stands for it.
@@ -56,15 +57,27 @@ def segment_like_voxtell(
     order = volume.geometry.canonical_order()
     canonical = order.apply(volume.voxels)[0].transpose(2, 1, 0)
     image, box = prepare_like_voxtell(canonical)
-    masks = np.zeros((len(text), *canonical.shape), np.bool_)
-    inside = masks[(slice(None), *box.slices)]
+    masks = PackedMasks(
+        len(text), _shape(canonical), AxisOrder(_backwards(order.axes), _backwards(order.flipped))
+    )
     surest = torch.full((len(text),), -torch.inf)
-    for start, logits in blended_slabs(network, image, text, compute, progress):
-        inside[:, start : start + logits.shape[1]] = above_threshold(logits, 0.5).cpu().numpy()
-        if logits.shape[1]:
-            surest = torch.maximum(surest, logits.amax(dim=(1, 2, 3)).cpu())
-    whole = np.ascontiguousarray(order.inverse().apply(masks.transpose(0, 3, 2, 1)))
-    return whole, surest.double().sigmoid().numpy()
+    for slab in _run(network, image, text, compute, progress).slabs():
+        _put(masks, slab, box)
+        here = slice(slab.prompts.start, slab.prompts.stop)
+        surest[here] = torch.maximum(surest[here], slab.logits.amax(dim=(1, 2, 3)).cpu())
+    return masks, surest.double().sigmoid().numpy()
+
+
+def _put(masks: PackedMasks, slab: Slab, box: Box) -> None:
+    """Where a slab's logits (prompts, z, y, x) are above one half, in the crop's place among the scan's voxels."""
+    z, y, x = box.start
+    # Packed masks take whole bytes along the last axis.
+    before = x % 8
+    for prompt, logits in zip(slab.prompts, slab.logits, strict=True):
+        mask = above_threshold(logits, 0.5).cpu().numpy()
+        if mask.any():
+            place = Box((z + slab.start, y, x - before), (z + slab.stop, box.stop[1], box.stop[2]))
+            masks.put(prompt, place, np.pad(mask, ((0, 0), (0, 0), (before, 0))))
 
 
 def prepare_like_voxtell(voxels: NDArray[Any]) -> tuple[Tensor, Box]:
@@ -78,7 +91,6 @@ def prepare_like_voxtell(voxels: NDArray[Any]) -> tuple[Tensor, Box]:
     return torch.from_numpy(crop)[None], box
 
 
-@torch.inference_mode()
 def blended_slabs(
     network: VoxTellNetwork,
     image: Tensor,
@@ -93,55 +105,35 @@ def blended_slabs(
     Args:
         image: (1, z, y, x) from `prepare_like_voxtell`, of any size.
     """
+    for slab in _run(network, image, text, compute, progress).slabs():
+        # A copy, since a slab's memory is used again.
+        yield slab.start, slab.logits.clone()
+
+
+def _run(
+    network: VoxTellNetwork, image: Tensor, text: Tensor, compute: Compute, progress: Progress
+) -> WindowRun:
     window = network.window
     padded, whole = _padded(image, window)
     boxes = place_windows(_shape(padded[0]), window, OVERLAP)
-    weight = window_weight(window).to(compute.device)
-    padded, text = padded.to(compute.device), text.to(compute.device)
-    total = torch.zeros((len(text), window[0], *padded.shape[2:]), device=compute.device)
-    weights = torch.zeros(total.shape[1:], device=compute.device)
-    rows = [(start, list(row)) for start, row in groupby(boxes, key=lambda box: box.start[0])]
-    stops = [*(start for start, _ in rows[1:]), padded.shape[1]]
-    done = 0
-    for (start, row), stop in zip(rows, stops, strict=True):
-        for box in row:
-            _, y, x = box.slices
-            total[..., y, x] += (
-                _window_logits(network, padded[(slice(None), *box.slices)], text, compute) * weight
-            )
-            weights[..., y, x] += weight
-            done += 1
-            progress(done, len(boxes))
-        ready = stop - start
-        logits = total[:, :ready] / weights[:ready]
-        # Slices of the padding are nobody's.
-        z, y, x = whole.slices
-        first, last = max(start, z.start), min(stop, z.stop)
-        yield first - z.start, logits[:, first - start : last - start, y, x]
-        total, weights = _moved_on(total, 1, ready), _moved_on(weights, 0, ready)
+    return WindowRun(network, padded, text, boxes, weight_tables(window), compute, whole, progress, Batches())
 
 
 def window_weight(window: Triple) -> Tensor:
-    """nnU-Net's Gaussian (z, y, x), largest at voxel n // 2: how much a window's voxels count.
+    """nnU-Net's Gaussian (z, y, x), largest at voxel n // 2: how much a window's voxels count."""
+    z, y, x = (torch.from_numpy(table) for table in weight_tables(window))
+    return z[:, None, None] * y[:, None] * x
+
+
+def weight_tables(window: Triple) -> tuple[NDArray[np.float32], ...]:
+    """The same along z, y and x; a voxel's weight is the product of its three.
 
     In float32 the corners, 4e-11 of the centre, still count; in the float16 of the original they do not.
     """
-    z, y, x = (
-        torch.exp(-0.5 * ((torch.arange(n, dtype=torch.float64) - n // 2) / (n * SIGMA_FRACTION)) ** 2)
+    return tuple(
+        np.exp(-0.5 * ((np.arange(n) - n // 2) / (n * SIGMA_FRACTION)) ** 2).astype(np.float32)
         for n in window
     )
-    return (z[:, None, None] * y[:, None] * x).float()
-
-
-def _window_logits(network: VoxTellNetwork, image: Tensor, text: Tensor, compute: Compute) -> Tensor:
-    """One window (1, z, y, x) → logits (prompts, z, y, x) float32; it is encoded once."""
-    with compute.autocast():
-        features = network.encode(image[None].contiguous(memory_format=torch.channels_last_3d))
-        parts = [
-            network.decode(features, prompts).logits[0][0].float()
-            for prompts in torch.split(text, PROMPTS_AT_ONCE)
-        ]
-    return torch.cat(parts)
 
 
 def _padded(image: Tensor, window: Triple) -> tuple[Tensor, Box]:
@@ -156,10 +148,10 @@ def _padded(image: Tensor, window: Triple) -> tuple[Tensor, Box]:
     return F.pad(image, pads), whole
 
 
-def _moved_on(buffer: Tensor, axis: int, by: int) -> Tensor:
-    """The buffer without its first slices along an axis, and zeros behind."""
-    kept = buffer.narrow(axis, by, buffer.shape[axis] - by)
-    return torch.cat([kept, torch.zeros_like(buffer.narrow(axis, 0, by))], dim=axis)
+def _backwards(three: tuple[Item, Item, Item]) -> tuple[Item, Item, Item]:
+    """What belongs to (x, y, z) for axes (z, y, x)."""
+    x, y, z = three
+    return z, y, x
 
 
 def _shape(voxels: NDArray[Any] | Tensor) -> Shape:

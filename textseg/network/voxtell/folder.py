@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from textseg.errors import OutputError
 from textseg.network.voxtell.network import VoxTellNetwork
@@ -76,7 +77,7 @@ def convert(folder: Path, out: Path, *, overwrite: bool = False) -> list[Path]:
             parts = Path(workshop)
             weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
             facts = {"format": "pt", "converted_from": source.name, "license": LICENCE}
-            save_file(weights, parts / CONVERTED_FILE, facts)
+            _save_for_all(weights, parts / CONVERTED_FILE, facts)
             shutil.copyfile(folder / PLANS_FILE, parts / PLANS_FILE)
             if bank is not None:
                 shutil.copyfile(bank, parts / BANK_FILE)
@@ -88,6 +89,14 @@ def convert(folder: Path, out: Path, *, overwrite: bool = False) -> list[Path]:
         raise OutputError(
             f"A converted folder needs a place that can be written, but {out} can't: {error.strerror}."
         ) from error
+
+
+def _save_for_all(weights: dict[str, Tensor], path: Path, facts: dict[str, str]) -> None:
+    """As `save_file`, whose files only their owner may read, for whom the umask lets read."""
+    path.touch()
+    permissions = path.stat().st_mode
+    save_file(weights, path, facts)
+    path.chmod(permissions)
 
 
 def _is_needed(name: str, stages: int) -> bool:

@@ -320,7 +320,7 @@ class VoxTellNetwork(nn.Module):
         stages = len(plan.architecture.features_per_stage)
         tokens, query_width = sizes.of("pos_embed", 0), sizes.of("pos_embed", 2)
         self.text_width = sizes.of("project_text_embed.0.weight", 1)
-        self.memory_stage = _memory_stage(plan, tokens)
+        self.memory_stage = _memory_stage(plan, tokens, sizes.of("project_bottleneck_embed.0.weight", 1))
         if query_width % ATTENTION_HEADS:
             raise ModelError(
                 f"VoxTell's queries have {ATTENTION_HEADS} heads, so their width must be a multiple of that, "
@@ -437,16 +437,20 @@ def _half(kernel: Triple) -> Triple:
     return z, y, x
 
 
-def _memory_stage(plan: VoxTellPlan, tokens: int) -> int:
-    """The stage that prompts look at: the one that has as many voxels in a patch as there are positions."""
-    strides = plan.architecture.strides
+def _memory_stage(plan: VoxTellPlan, tokens: int, width: int) -> int:
+    """The stage that prompts look at: as many voxels in a patch as there are positions, and as wide as asked.
+
+    A stage without a stride has the voxels of the one before it, so the width decides between such two.
+    """
+    strides, widths = plan.architecture.strides, plan.architecture.features_per_stage
     voxels = [
         prod(n // s for n, s in zip(plan.patch_size, stride_to(strides[: k + 1]), strict=True))
         for k in range(len(strides))
     ]
-    if tokens not in voxels:
+    fitting = [stage for stage, count in enumerate(voxels) if count == tokens]
+    if not fitting:
         raise ModelError(
             f"VoxTell has a position for each voxel of one stage, {' or '.join(map(str, voxels))} by its "
             f"plan, but its weights have {tokens}."
         )
-    return voxels.index(tokens)
+    return next((stage for stage in fitting if widths[stage] == width), fitting[0])

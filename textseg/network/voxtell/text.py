@@ -7,6 +7,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,11 @@ class BankTextEncoder:
         self.width = width
         self._bank = bank
         self._encoder = encoder
-        self.name = f"voxtell-{_fingerprint(bank)}" + (f"-{encoder.name}" if encoder else "")
+
+    @cached_property
+    def name(self) -> str:
+        """Worked out when it is asked for: the release's bank is some hundred megabytes to read through."""
+        return f"voxtell-{_fingerprint(self._bank)}" + (f"-{self._encoder.name}" if self._encoder else "")
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -60,21 +65,24 @@ class BankTextEncoder:
     def wording(self, prompt: Prompt) -> str:
         """What to ask for a prompt: its own words in lower case, as VoxTell was trained.
 
-        Without an encoder, words that the bank lacks give way to words of the bank that name the same thing
-        by the lexicon: "lt. kidney" becomes "left kidney".
+        Words that the bank lacks give way to words of the bank that name the same thing by the lexicon: "lt.
+        kidney" becomes "left kidney", with an encoder and without, so that both give the same mask and no
+        language model is loaded for a way of writing. Only what the bank does not mean goes to the encoder.
 
         Raises:
             PromptError: no vector can be had for it, with what the bank has that is near.
         """
         words = " ".join(prompt.text.lower().split())
-        if words in self._bank or self._encoder is not None:
+        if words in self._bank:
             return words
         # A word that the lexicon lost ("small") would be lost to VoxTell too, and nobody would know.
         names = [prompt.words, *([] if prompt.unused else _names_of(prompt))]
         meant = next((name for name in names if name in self._bank), None)
-        if meant is None:
+        if meant is not None:
+            return meant
+        if self._encoder is None:
             raise PromptError(self._refusal(words, prompt.canonical if prompt.known else None))
-        return meant
+        return words
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Vectors (texts, width), float32 on the CPU, not normalised.
