@@ -24,6 +24,16 @@ from textseg.network.voxtell import plan as voxtell
 from textseg.plan import PLAN_FILE, Plan, read_plan
 from textseg.prompts import Prompt, clean, understand
 from textseg.registry.entries import Entry, all_entries
+from textseg.registry.table import (
+    UNKNOWN,
+    Row,
+    count_numbers,
+    memory_of,
+    page,
+    parameters_in_words,
+    row_of,
+    size_in_words,
+)
 
 CARD_FILE = "card.md"
 # What a model was taught to find, with a dataset's own words; written by `textseg.train.export`.
@@ -86,7 +96,9 @@ class ModelFolder:
         if self.kind == "voxtell":
             return voxtell.LICENCE
         if self.kind == "nnunet":
-            licence = read_nnunet_folder(self.path).dataset.get("licence")
+            dataset = read_nnunet_folder(self.path).dataset
+            # nnU-Net writes it the British way, many datasets the American.
+            licence = dataset.get("licence") or dataset.get("license")
             return str(licence) if licence else None
         told = _CARD_LICENCE.search(self.card)
         return metadata_of(self.path / WEIGHTS_FILES[0]).get("license") or (told[1] if told else None)
@@ -207,19 +219,38 @@ def fetched_models() -> list[ModelFolder]:
     return [ModelFolder(entry.name, entry.model_folder, kind) for entry, kind in kinds if kind]
 
 
+def all_models_in_markdown() -> str:
+    """A page of every model that ships or can be fetched: licence, size, memory and what it is for."""
+    return page([*map(_row_of_shipped, shipped_models()), *map(row_of, all_entries())], all_entries())
+
+
+def _row_of_shipped(model: ModelFolder) -> Row:
+    numbers = sum(map(count_numbers, model.files.values()))
+    return Row(
+        model.name,
+        model.summary,
+        f"`--model {model.name}`; comes with textseg",
+        model.licence or UNKNOWN,
+        parameters_in_words(numbers / 1e6),
+        size_in_words(model.size_bytes),
+        memory_of(numbers / 1e6),
+        "-",
+    )
+
+
 def find_model(model: str | Path) -> ModelFolder:
     """A shipped or fetched model by name, or any folder that holds one, of ours, VoxTell or nnU-Net.
 
     Raises:
         ModelError: there is no such model, or the folder lacks a file.
     """
-    fetched = next((entry for entry in fetched_models() if entry.name == str(model)), None)
-    if fetched is not None:
-        return fetched
+    listed = next((entry for entry in all_entries() if entry.is_called(str(model))), None)
+    fetched = [found for found in fetched_models() if listed is not None and found.name == listed.name]
+    if fetched:
+        return fetched[0]
     shipped = plans_folder() / str(model)
     path = shipped if str(model).isidentifier() and shipped.is_dir() else Path(model)
     if not path.is_dir():
-        listed = next((entry for entry in all_entries() if entry.name == str(model)), None)
         if listed is not None:
             raise ModelError(_why_none(listed))
         names = ", ".join(entry.name for entry in shipped_models()) or "none"

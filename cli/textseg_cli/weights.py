@@ -159,33 +159,9 @@ def _list(screen: Screen) -> None:
 
 
 def _list_in_markdown(screen: Screen) -> None:
-    from textseg.models import shipped_models
-    from textseg.registry.entries import all_entries
-    from textseg.registry.table import (
-        Row,
-        count_numbers,
-        markdown,
-        markdown_of_missing,
-        parameters_in_words,
-        row_of,
-        size_in_words,
-    )
+    from textseg.models import all_models_in_markdown
 
-    own = [
-        Row(
-            model.name,
-            model.summary,
-            f"`--model {model.name}`; comes with textseg",
-            model.licence or "as textseg",
-            parameters_in_words(sum(map(count_numbers, model.files.values())) / 1e6),
-            size_in_words(model.size_bytes),
-            "see its card",
-            "-",
-        )
-        for model in shipped_models()
-    ]
-    text = markdown([*own, *map(row_of, all_entries())])
-    screen.lines([*text.splitlines(), "", *markdown_of_missing(all_entries()).splitlines()])
+    screen.lines(all_models_in_markdown().splitlines())
 
 
 def _state(entry: Entry) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from tests.embeddings.tiny_language import (
     WIDTH,
     let_torchvision_be_imported,
     write_clip,
+    write_clip_of_bert,
     write_language_model,
 )
 from textseg.embeddings.clip import OpenClipEncoder
@@ -221,3 +223,123 @@ def test_a_clip_without_its_width_is_refused(tmp_path: Path) -> None:
     (tmp_path / "open_clip_config.json").write_text("{}")
     with pytest.raises(ModelError, match="embed_dim"):
         OpenClipEncoder(str(tmp_path))
+
+
+@pytest.fixture
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No line at all: whatever asks the hub fails at once."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+
+
+def expected_of_bert(folder: Path, bert: Path, text: str) -> Tensor:
+    """A CLIP's vector of one text by hand: the first token's last state through two layers."""
+    from safetensors.torch import load_file
+
+    weights = load_file(folder / "open_clip_model.safetensors")
+    transformers = pytest.importorskip("transformers")
+    tokens = transformers.AutoTokenizer.from_pretrained(bert)([text], return_tensors="pt")
+    model = transformers.AutoModel.from_pretrained(bert, add_pooling_layer=False).eval()
+    with torch.no_grad():
+        first = model(**tokens).last_hidden_state[0, 0]
+    hidden = torch.nn.functional.gelu(weights["text.proj.0.weight"] @ first)
+    return weights["text.proj.2.weight"] @ hidden
+
+
+@pytest.mark.usefixtures("_no_network")
+@pytest.mark.parametrize("place", ["fetched", "beside the weights"])
+def test_a_clip_whose_text_tower_is_a_bert_is_built_without_the_hub(
+    place: str, bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path / "cache"))
+    folder = write_clip_of_bert(tmp_path / "biomed", bert, "nobody/Tiny-BERT")
+    encoder = OpenClipEncoder(str(folder))
+    with pytest.raises(ModelError, match=r"config\.json of nobody/Tiny-BERT, which is not on this machine"):
+        encoder.embed(TEXTS)
+    where = folder if place == "beside the weights" else tmp_path / "cache" / "weights" / "tiny-bert"
+    where.mkdir(parents=True, exist_ok=True)
+    shutil.copy(bert / "config.json", where)
+    vectors = encoder.embed(TEXTS)
+    assert vectors.shape == (4, encoder.width) == (4, WIDTH // 2)
+    for text, vector in zip(TEXTS, vectors, strict=True):
+        torch.testing.assert_close(vector, expected_of_bert(folder, bert, text), atol=1e-4, rtol=1e-4)
+    assert (vectors[0] - vectors[3]).abs().max() > 0.01
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_a_named_clip_takes_the_tokenizer_of_a_fetched_bert(
+    bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path / "cache"))
+    folder = write_clip_of_bert(tmp_path / "biomed", bert, "nobody/Tiny-BERT")
+    shutil.copytree(bert, tmp_path / "cache" / "weights" / "tiny-bert")
+    open_clip = pytest.importorskip("open_clip")
+    architecture = tmp_path / "architectures" / "tiny-bert-clip.json"
+    architecture.parent.mkdir()
+    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    architecture.write_text(json.dumps(config))
+    open_clip.add_model_config(architecture)
+    named = OpenClipEncoder(f"tiny-bert-clip:{folder / 'open_clip_model.safetensors'}")
+    torch.testing.assert_close(named.embed(TEXTS), OpenClipEncoder(str(folder)).embed(TEXTS))
+
+
+def test_weights_of_a_clip_that_would_run_code_do_not(tmp_path: Path) -> None:
+    folder = write_clip(tmp_path / "clip")
+    (folder / "open_clip_model.safetensors").unlink()
+    torch.save({"state_dict": {}, "x": Runs(tmp_path / "ran")}, folder / "open_clip_pytorch_model.bin")
+    with pytest.raises(ModelError, match="one that open_clip can load"):
+        OpenClipEncoder(str(folder)).embed(TEXTS)
+    assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_weights_of_a_language_model_that_would_run_code_do_not(qwen: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(qwen, tmp_path / "qwen"))
+    (folder / "model.safetensors").unlink()
+    torch.save({"x": Runs(tmp_path / "ran")}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="one that transformers can load"):
+        LanguageEncoder(folder, "last_token").embed(TEXTS)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.usefixtures("_no_network")
+def test_language_models_in_folders_ask_no_network(qwen: Path, bert: Path) -> None:
+    assert LanguageEncoder(qwen, "last_token").embed(TEXTS).isfinite().all()
+    assert LanguageEncoder(bert, "mean").embed(TEXTS).isfinite().all()
+
+
+def test_bfloat16_is_never_blown_up_to_float32(qwen: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU too: 4 B parameters are 8 GB so, and 16 in float32."""
+    loaded = LanguageEncoder._loaded
+    seen: list[torch.dtype] = []
+
+    def watched(self: LanguageEncoder) -> object:
+        tokenizer, model = loaded(self)
+        seen.extend(parameter.dtype for parameter in model.parameters())
+        return tokenizer, model
+
+    monkeypatch.setattr(LanguageEncoder, "_loaded", watched)
+    LanguageEncoder(qwen, "last_token").embed(TEXTS)
+    assert set(seen) == {torch.bfloat16}
+
+
+@pytest.mark.gpu
+def test_qwen_runs_on_a_gpu_and_leaves_it(qwen: Path) -> None:
+    on_gpu = LanguageEncoder(qwen, "last_token", device=torch.device("cuda")).embed(TEXTS)
+    on_cpu = LanguageEncoder(qwen, "last_token").embed(TEXTS)
+    assert on_gpu.device.type == "cpu"
+    assert torch.nn.functional.cosine_similarity(on_gpu, on_cpu).min() > 0.99
+    assert torch.cuda.memory_allocated() == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,4 +98,37 @@ def write_clip(folder: Path) -> Path:
         {name: tensor.contiguous() for name, tensor in model.state_dict().items()},
         folder / "open_clip_model.safetensors",
     )
+    return folder
+
+
+def write_clip_of_bert(folder: Path, bert: Path, name: str) -> Path:
+    """A CLIP whose text tower is a BERT, in a folder as BiomedCLIP's: the BERT's tokenizer, not its config.
+
+    Args:
+        bert: from `write_language_model`.
+        name: what the CLIP's configuration calls it.
+    """
+    open_clip = pytest.importorskip("open_clip", reason="Needs the extra clip.")
+    folder.mkdir(parents=True, exist_ok=True)
+    vision = {"image_size": 32, "layers": 1, "width": 16, "patch_size": 16, "head_width": 8}
+    text = {
+        "hf_model_name": name,
+        "hf_tokenizer_name": name,
+        "hf_proj_type": "mlp",
+        "hf_pooler_type": "cls_last_hidden_state_pooler",
+        "context_length": 16,
+    }
+    config = {"embed_dim": WIDTH // 2, "vision_cfg": vision, "text_cfg": text}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    for path in bert.glob("*token*.json"):
+        shutil.copy(path, folder)
+    torch.manual_seed(6)
+    from safetensors.torch import save_file
+
+    local = {**text, "hf_model_name": str(bert), "hf_model_pretrained": True}
+    model = open_clip.CustomTextCLIP(WIDTH // 2, vision, local)
+    for parameter in model.text.proj.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    weights = {name: tensor.contiguous().clone() for name, tensor in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
     return folder

@@ -16,6 +16,7 @@ import torch
 from safetensors.numpy import save_file
 
 from tests.registry.local_hub import COMMIT, LocalHub, write_voxtell_repository
+from textseg.embeddings.local import find_local
 from textseg.errors import ModelError, OutputError
 from textseg.models import fetched_models, find_model
 from textseg.registry import entries, fetch
@@ -59,7 +60,7 @@ def fetched(hub: LocalHub, **options: object) -> Path:
 
 
 def test_entries_agree_with_themselves() -> None:
-    names = [entry.name for entry in all_entries()]
+    names = [name for entry in all_entries() for name in (entry.name, entry.alias) if name]
     assert len(set(names)) == len(names) >= 3
     for entry in all_entries():
         assert entry.citation
@@ -76,7 +77,7 @@ def test_every_entry_says_how_it_is_used_and_what_can_not_be_run_says_why() -> N
     for entry in all_entries():
         assert (entry.missing is not None) == (entry.kind == "foreign")
         if entry.kind in ("model", "start"):
-            assert entry.name in entry.use
+            assert (entry.alias or entry.name) in entry.use
     kinds = {entry.kind for entry in all_entries()}
     assert kinds == {"model", "encoder", "start", "foreign"}
 
@@ -89,6 +90,7 @@ def test_the_table_has_a_line_an_entry_and_tells_what_is_unknown() -> None:
     biomedclip = next(line for line in lines if line.startswith("| biomedclip"))
     assert "not told; see microsoft/" in biomedclip
     assert "not measured" in biomedclip
+    assert "58 MB of weights in float32" in next(line for line in lines if line.startswith("| stu-net-s"))
     assert "| 1.46 B |" in next(line for line in lines if line.startswith("| stu-net-h"))
     told = markdown_of_missing(all_entries())
     assert told.startswith("**sat-nano and sat-pro** ")
@@ -142,6 +144,9 @@ def test_what_is_fetched_is_a_model_by_its_name(hub: LocalHub, cache: Path) -> N
     assert (model.kind, model.path) == ("voxtell", folder)
     assert "text_embeddings.npz" in model.files
     assert [each.name for each in fetched_models()] == [NAME]
+    # The newest goes by the project's own name.
+    assert find_model("voxtell") == model
+    assert find_entry("voxtell") == find_entry(NAME)
     note = read_note(find_entry(NAME))
     assert (note.revision, note.repository, note.licence) == (COMMIT, "mrokuss/VoxTell", "CC BY-NC-SA")
     assert {path: file.sha256 for path, file in note.files.items()} == {
@@ -236,6 +241,13 @@ def test_without_network_nothing_is_asked_for(
     assert fetched(hub).is_dir()
 
 
+def test_without_the_hubs_library_the_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ModelError, match=r"pip install huggingface_hub\. Or bring .*weights pack"):
+        fetch.fetch(NAME, accept_licence=True)
+    assert find_local("nobody/has-this-encoder") is None
+
+
 def test_the_hubs_own_library_is_asked_for_one_commit(
     repositories: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,6 +318,8 @@ def test_changes_are_noticed(hub: LocalHub, cache: Path) -> None:
 
 
 def test_what_is_not_here_is_said_with_what_to_do() -> None:
+    with pytest.raises(ModelError, match=f"textseg weights fetch {NAME}"):
+        find_model("voxtell")
     for ask in (verify, convert_fetched, find_model):
         with pytest.raises(ModelError, match=f"textseg weights fetch {NAME}"):
             ask(NAME)

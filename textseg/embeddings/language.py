@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import PickleError
 from typing import Any, Literal
 
 import torch
@@ -107,7 +108,7 @@ class LanguageEncoder:
             model = transformers.AutoModel.from_pretrained(
                 self._folder, local_files_only=True, **{dtype: self._dtype}
             )
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, PickleError) as error:
             reason = str(error).strip().partition("\n")[0]
             raise ModelError(
                 f"A text encoder's folder is one that transformers can load, but {self._folder} is not "

@@ -30,9 +30,12 @@ def find_local(source: str, beside: Path | None = None) -> Path | None:
             return place
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
         return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        # Without the hub's library there is no cache of it either.
+        return None
     try:
         return Path(snapshot_download(source, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):

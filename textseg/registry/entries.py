@@ -39,6 +39,7 @@ class Entry(_Part):
 
     Args:
         name: of the entry; an encoder's is the last part of its repository's, in lower case.
+        alias: a shorter name, of the newest version.
         kind: "model" for `--model`, "encoder" for a text encoder, "start" for an image encoder to train from,
             "foreign" for what can be fetched and read, but not run.
         repository: on the hub.
@@ -70,6 +71,10 @@ class Entry(_Part):
     parameters_millions: float | None
     memory: str | None
     missing: str | None = None
+    alias: str | None = None
+
+    def is_called(self, name: str) -> bool:
+        return name in (self.name, self.alias)
 
     @property
     def place(self) -> Path:
@@ -123,18 +128,19 @@ def all_entries() -> tuple[Entry, ...]:
 
 
 def find_entry(name: str) -> Entry:
-    """The entry of a name.
+    """The entry of a name or an alias.
 
     Raises:
         ModelError: there is none, with those that are near.
     """
-    entries = {entry.name: entry for entry in all_entries()}
-    if name not in entries:
-        near = difflib.get_close_matches(name, entries, n=2, cutoff=0.4) or list(entries)
+    found = next((entry for entry in all_entries() if entry.is_called(name)), None)
+    if found is None:
+        names = [entry.name for entry in all_entries()]
+        near = difflib.get_close_matches(name, names, n=2, cutoff=0.4) or names
         raise ModelError(
             f"Weights are fetched by a name of the registry, got {name!r}. Did you mean {' or '.join(near)}?"
         )
-    return entries[name]
+    return found
 
 
 def read_note(entry: Entry) -> Note:

@@ -68,9 +68,7 @@ class HuggingFace:
     """The hub of Hugging Face."""
 
     def files(self, repository: str, revision: str | None) -> tuple[str, list[HubFile]]:
-        from huggingface_hub import HfApi
-
-        info = HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30)
+        info = _library().HfApi().model_info(repository, revision=revision, files_metadata=True, timeout=30)
         found = [
             HubFile(each.rfilename, each.size, each.lfs.sha256 if each.lfs else None)
             for each in info.siblings or []
@@ -80,8 +78,7 @@ class HuggingFace:
     def download(
         self, repository: str, commit: str, path: str, folder: Path, progress: Callable[[int], None]
     ) -> None:
-        from huggingface_hub import hf_hub_download
-
+        hf_hub_download = _library().hf_hub_download
         options: dict[str, Any] = {}
         if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
             options["tqdm_class"] = _counting(progress)
@@ -281,6 +278,16 @@ def _refuse_offline(entry: Entry) -> None:
             f"Fetching needs the network, which {variable} forbids. Unset it, or bring {entry.name} from "
             "another machine: `textseg weights pack` there, `textseg weights fetch --from FILE` here."
         )
+
+
+def _library() -> Any:
+    try:
+        return import_module("huggingface_hub")
+    except ImportError as error:
+        raise ModelError(
+            "Fetching needs huggingface_hub, which is not installed: pip install huggingface_hub. Or bring "
+            "weights from elsewhere: `textseg weights pack` there, `textseg weights fetch --from FILE` here."
+        ) from error
 
 
 @contextmanager

@@ -13,6 +13,21 @@ from textseg.registry.entries import Entry
 
 TITLES = ("Model", "What it is for", "How it is used", "Licence", "Parameters", "Files", "Memory", "Needs")
 UNKNOWN = "not told"
+INTRODUCTION = """# Models
+
+Written by `textseg weights list --markdown`. Memory is that of the weights unless it says otherwise; images
+and features come on top. What is not told, nobody here has seen: no revision, hash or size is taken from
+hearsay, and `textseg weights fetch` notes those that came. A licence that forbids commercial use has to be
+accepted once, and the licence of the weights is in the record beside every mask."""
+OTHERS = """## From a folder or a file
+
+- `--model FOLDER`: a model that `textseg train` or `textseg finetune` made; VoxTell as released or as
+  `textseg convert` writes it; a trained nnU-Net v2 (`textseg[train]`), also one of TotalSegmentator's, whose
+  labels are asked for in words. The licence is the one that card, weights or `dataset.json` tell.
+- A plan's `text.encoder`: a folder of transformers (`textseg[llm]`; `last_token` for Qwen3-Embedding, `mean`
+  for BERT and its kin), or any name, folder or architecture with weights that open_clip knows
+  (`textseg[clip]`; BiomedCLIP, UniMed-CLIP, PMC-CLIP).
+- `--encoder FILE`: an nnU-Net's or STU-Net's encoder to train from."""
 # What the format allows, in bytes.
 LONGEST_HEADER = 100_000_000
 
@@ -39,9 +54,16 @@ def row_of(entry: Entry) -> Row:
         entry.licence or f"{UNKNOWN}; see {entry.repository}",
         UNKNOWN if entry.parameters_millions is None else parameters_in_words(entry.parameters_millions),
         UNKNOWN if entry.size_bytes is None else size_in_words(entry.size_bytes),
-        entry.memory or "not measured",
+        entry.memory or memory_of(entry.parameters_millions),
         ", ".join(f"textseg[{extra}]" for extra in entry.needs) or "-",
     )
+
+
+def memory_of(parameters_millions: float | None) -> str:
+    """That of the weights alone, in words; images and features come on top."""
+    if parameters_millions is None:
+        return "not measured"
+    return f"{size_in_words(round(parameters_millions * 4e6))} of weights in float32"
 
 
 def parameters_in_words(millions: float) -> str:
@@ -67,6 +89,13 @@ def markdown(rows: Iterable[Sequence[str]]) -> str:
     """The table in Markdown, a line a row."""
     lines = [TITLES, ["---"] * len(TITLES), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def page(rows: Iterable[Sequence[str]], entries: Iterable[Entry]) -> str:
+    """The whole page of models in Markdown: the table, what else can be a model, and what can't be run."""
+    return (
+        "\n\n".join((INTRODUCTION, markdown(rows), OTHERS, "## Not run", markdown_of_missing(entries))) + "\n"
+    )
 
 
 def markdown_of_missing(entries: Iterable[Entry]) -> str:
