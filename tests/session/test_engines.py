@@ -24,7 +24,7 @@ CLICK = (10, 12, 8)
 
 
 class BrightPixels:
-    """A predictor with SAM's interface: inside is what is bright in the box; a point in the dark empties it."""
+    """A predictor with SAM's interface: what is bright in the box, and nothing for a point in the dark."""
 
     def __init__(self):
         self.shown = []

@@ -6,10 +6,12 @@ from itertools import permutations, product
 
 import numpy as np
 import pytest
+import torch
 
 from tests.session.conftest import at_millimetres, body, tilted
 from textseg.errors import ModelError, PromptError, ScanError
 from textseg.geometry import AxisOrder
+from textseg.prepare import restore_mask
 from textseg.session import Session
 from textseg.volume import Volume
 
@@ -290,3 +292,48 @@ def test_another_projects_model_is_refused(segmenter):
     vars(copy).update(vars(segmenter), model=folder)
     with pytest.raises(ModelError, match="got 'other' of voxtell, which takes no marks"):
         Session(copy)
+
+
+def test_only_the_box_that_changed_is_restored_and_it_is_restored_exactly(segmenter):
+    at_millimetres(segmenter, torso=2.0)
+    scan = body(tilted((60, 44, 52), spacing_mm=0.9))
+    session = Session(segmenter)
+    session.set_scan(scan)
+    session.say("liver")
+    before = session.mask
+    answer = session.add_point((40, 33, 41), coordinates="voxel")
+    inside = np.zeros(before.shape, bool)
+    inside[answer.changed.slices] = True
+    assert 0 < inside.sum() < inside.size / 2
+    np.testing.assert_array_equal(session.mask[~inside], before[~inside])
+    engine, field = session.engine, session._draft.outcome.field
+    grid = engine._grid((2.0, 2.0, 2.0))
+    logits = torch.from_numpy(field.whole()).float() / 16
+    whole = restore_mask(logits, grid.prepared, lambda values: values > 0)
+    assert (whole[inside] != before[inside]).any()
+    np.testing.assert_array_equal(session.mask[inside], whole[inside])
+
+
+def test_a_click_on_a_sheared_scan_lands_on_its_place(segmenter):
+    geometry = tilted()
+    affine = geometry.affine.copy()
+    affine[:3, 2] += 0.3 * affine[:3, 1]
+    scan = body(type(geometry)(geometry.shape, affine))
+    session = Session(segmenter)
+    session.set_scan(scan)
+    world = scan.geometry.to_world(CLICK)
+    session.add_point(world)
+    assert session.mask[CLICK]
+    middle = scan.geometry.to_world(np.argwhere(session.mask)).mean(axis=0)
+    assert np.abs(middle - world).max() < 0.6
+
+
+def test_what_lies_in_the_air_around_the_body_is_refused(segmenter):
+    geometry = tilted()
+    voxels = np.full(geometry.shape, -1000.0, np.float32)
+    voxels[:25] = 0
+    session = Session(segmenter)
+    session.set_scan(Volume(voxels, geometry, modality="ct"))
+    with pytest.raises(PromptError, match="point lies on the body or within 6 mm of it"):
+        session.add_point((45, 20, 20), coordinates="voxel")
+    assert not session.can_undo
