@@ -6,7 +6,7 @@ The scan is a torso CT of the real data beside the checkout, or the phantom of t
 none. Words look at all of it first; then clicks, boxes, scribbles and lassos are drawn on what they found,
 half of them as "not this", each answered before the next. A session file is written after each step, as in
 the viewer. Processor seconds stand beside seconds by the clock, since others may use the machine;
-threads that wait for a busy processor count as working, so on such a machine one thread tells the work better.
+threads that wait for a busy processor count as working, so there one thread tells the work better.
 """
 
 from __future__ import annotations
