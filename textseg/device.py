@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from textseg.errors import DeviceError
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+# How torch says on CPUs, where it has no class of its own for it, that memory is missing.
+OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+class NotEnoughMemoryError(DeviceError, MemoryError):
+    """The device has too little memory, even for the smallest part that can be computed alone."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,12 @@ class Compute:
     def autocast(self) -> AbstractContextManager[None]:
         """A context in which convolutions and matrix products run in `dtype`."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def bring(self, tensor: Tensor) -> Tensor:
+        """A CPU tensor on the device; the copy runs beside what is computed there."""
+        if self.device.type != "cuda":
+            return tensor
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def __str__(self) -> str:
         return f"{self.device} in {str(self.dtype).removeprefix('torch.')}"
@@ -53,6 +66,20 @@ def choose_compute(choice: DeviceChoice = "auto", threads: int | None = None) ->
         )
     device = torch.device("cuda" if available and choice != "cpu" else "cpu")
     return Compute(device, fastest_type(device))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is missing."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return not isinstance(error, NotEnoughMemoryError)
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and any(each in words for each in OUT_OF_MEMORY_WORDS)
+
+
+def forget_freed(device: torch.device | None = None) -> None:
+    """Give back what torch keeps of freed GPU memory, so that larger pieces fit."""
+    if (device is None or device.type == "cuda") and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
 
 
 @dataclass(frozen=True)

@@ -10,20 +10,21 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from textseg.device import Compute, DeviceChoice, choose_compute
 from textseg.embeddings.choice import load_text_encoder
 from textseg.embeddings.encoder import TextEncoder
 from textseg.errors import PlanError, PromptError, ScanError
-from textseg.masks import above_threshold, fill_holes, largest_component
+from textseg.finishing import MaskFinisher, empty_masks
+from textseg.masks import fill_holes, largest_component, logit_of
 from textseg.models import ModelFolder, find_model
 from textseg.network.build import for_inference
 from textseg.network.nnunet import NnunetModel
 from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
+from textseg.packed import PackedMasks
 from textseg.plan import Plan
-from textseg.prepare import join_channels, prepare, restore_mask
+from textseg.prepare import join_channels, prepare
 from textseg.prompts import Prompt, understand
 from textseg.result import Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import check_voxels, read_scan
@@ -140,7 +141,7 @@ class Segmenter:
             answer = self._foreign(volume, understood, self.compute, progress)
         masks = answer.masks
         if clean_up:
-            masks = np.stack([fill_holes(largest_component(mask)) for mask in masks])
+            masks = _cleaned_up(masks)
         return Segmentation(
             masks=masks,
             found=self._found(volume, understood, masks, answer),
@@ -158,7 +159,7 @@ class Segmenter:
         self, volume: Volume, understood: Sequence[Prompt], modality: Modality, progress: Progress
     ) -> MaskAnswer:
         """What our own network says, spacing after spacing."""
-        masks = np.zeros((len(understood), *volume.geometry.shape), bool)
+        masks = empty_masks(len(understood), volume.geometry)
         presence = np.zeros(len(understood))
         for spacing_mm, members in self._by_spacing(understood).items():
             progress("preparing", 0, 1)
@@ -168,14 +169,15 @@ class Segmenter:
             answer = segment_windows(
                 self.network, prepared.image, text, self.plan, self.compute, partial(progress, stage)
             )
-            for row, index in enumerate(members):
-                presence[index] = float(answer.presence[row])
-                if presence[index] >= self.plan.masks.presence:
-                    masks[index] = restore_mask(answer.logits[row], prepared, self._is_inside)
+            threshold = logit_of(self.plan.masks.threshold)
+            finisher = MaskFinisher(masks, members, prepared.geometry, prepared.scan, threshold)
+            for slab in answer.slabs():
+                finisher.add(slab)
+            presence[members] = answer.presence.numpy()
+        for index in np.flatnonzero(presence < self.plan.masks.presence):
+            # Known only when the last window was looked at.
+            masks.clear(int(index))
         return MaskAnswer(masks, presence, tuple(prompt.canonical for prompt in understood))
-
-    def _is_inside(self, logits: Tensor) -> Tensor:
-        return above_threshold(logits, self.plan.masks.threshold)
 
     def _by_spacing(self, prompts: Sequence[Prompt]) -> dict[tuple[float, float, float], list[int]]:
         """Which prompts share a working spacing, so that the image is prepared and encoded once for them."""
@@ -188,13 +190,22 @@ class Segmenter:
         self,
         volume: Volume,
         prompts: Sequence[Prompt],
-        masks: NDArray[np.bool_],
+        masks: NDArray[np.bool_] | PackedMasks,
         answer: MaskAnswer,
     ) -> tuple[Found, ...]:
         return tuple(
             Found(prompt, float(score), describe_mask(mask, volume.geometry), asked)
             for prompt, mask, score, asked in zip(prompts, masks, answer.presence, answer.asked, strict=True)
         )
+
+
+def _cleaned_up(masks: NDArray[np.bool_] | PackedMasks) -> PackedMasks:
+    """Of each mask the largest part, its holes filled."""
+    _, x, y, z = masks.shape
+    cleaned = PackedMasks(len(masks), (x, y, z))
+    for index, mask in enumerate(masks):
+        cleaned.replace(index, fill_holes(largest_component(mask)))
+    return cleaned
 
 
 def _each(scan: ScanLike) -> list[OneScan]:

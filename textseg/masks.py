@@ -10,12 +10,19 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor
 
+from textseg.packed import PackedMasks
+
 Mask = NDArray[np.bool_]
+
+
+def logit_of(probability: float) -> float:
+    """The logit whose sigmoid is a probability."""
+    return math.log(probability / (1 - probability))
 
 
 def above_threshold(logits: Tensor, probability: float) -> Tensor:
     """Where the sigmoid of the logits is above a probability; the comparison is made on the logits."""
-    return logits > math.log(probability / (1 - probability))
+    return logits > logit_of(probability)
 
 
 def largest_component(mask: Mask) -> Mask:
@@ -33,7 +40,9 @@ def fill_holes(mask: Mask) -> Mask:
     return np.asarray(ndimage.binary_fill_holes(mask))
 
 
-def combine(masks: Mask, certainties: Sequence[NDArray[np.floating]] | None = None) -> NDArray[np.uint16]:
+def combine(
+    masks: Mask | PackedMasks, certainties: Sequence[NDArray[np.floating]] | None = None
+) -> NDArray[np.uint16]:
     """One label map (x, y, z) from masks (prompts, x, y, z): 0 is background, n the n-th prompt.
 
     Where masks overlap the smaller structure wins, so that a tumour stays visible in its organ; with
@@ -41,10 +50,12 @@ def combine(masks: Mask, certainties: Sequence[NDArray[np.floating]] | None = No
     """
     labels = np.zeros(masks.shape[1:], np.uint16)
     if certainties is not None:
-        best = np.argmax(np.where(masks, certainties, -np.inf), axis=0)
-        labels[:] = np.where(masks.any(axis=0), best + 1, 0)
+        unpacked = np.asarray(masks)
+        best = np.argmax(np.where(unpacked, certainties, -np.inf), axis=0)
+        labels[:] = np.where(unpacked.any(axis=0), best + 1, 0)
         return labels
-    sizes = masks.reshape(len(masks), -1).sum(axis=1)
+    # One after the other, since packed masks are many.
+    sizes = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
     for index in np.argsort(-sizes, kind="stable"):
         labels[masks[index]] = index + 1
     return labels

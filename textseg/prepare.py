@@ -96,11 +96,13 @@ class Prepared:
 
     image: (channels, x, y, z) float32, normalised, on `geometry`, the working grid, canonical axes.
     scan: the scan's own grid, to which masks return.
+    air: values of the first channel up to this are not the body's; None where nothing of it is air.
     """
 
     image: Tensor
     geometry: Geometry
     scan: Geometry
+    air: float | None = None
 
 
 def prepare(volume: Volume, plan: Plan, modality: Modality, spacing_mm: Millimetres) -> Prepared:
@@ -121,7 +123,10 @@ def prepare(volume: Volume, plan: Plan, modality: Modality, spacing_mm: Millimet
     box = content_box(image[0], rules[0], working, plan.margin_mm)
     image = image[(slice(None), *box.slices)]
     normalised = torch.stack([normalise(channel, rule) for channel, rule in zip(image, rules, strict=True)])
-    return Prepared(normalised, working.cropped(box), volume.geometry)
+    # Normalising keeps the order of values, so that one number tells air from body afterwards too.
+    air = normalised[0][~body_mask(image[0], rules[0])]
+    brightest_air = float(air.max()) if air.numel() else None
+    return Prepared(normalised, working.cropped(box), volume.geometry, brightest_air)
 
 
 def _rules(plan: Plan, modality: Modality) -> list[IntensityPlan]:

@@ -12,11 +12,13 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from textseg.geometry import Floats, Geometry, Shape
 
 Interpolation = Literal["linear", "nearest"]
+Integers = NDArray[np.int64]
 
 # Positions are rounded to this part of a voxel, so that affines that differ by rounding give equal masks. It
 # is a power of two because grids over one field of view meet at fractions such as 1/64, and those must not
@@ -28,11 +30,33 @@ PARALLEL_VOXELS = 1e-3
 
 @dataclass(frozen=True)
 class AxisMap:
-    """Along one target axis: the source axis it runs along and, for each target voxel, the position on it."""
+    """Along one target axis: the source axis it runs along, which has `size` voxels, and, for each target
+    voxel, the position on it."""
 
     source_axis: int
     positions: Floats
     step: float
+    size: int
+
+    def reach(self) -> tuple[Integers, Integers]:
+        """For each target voxel the first source voxel that it looks at, and the stop, (targets,) each."""
+        reach = max(1.0, abs(self.step))
+        clamped = np.clip(self.positions, 0, self.size - 1)
+        first = np.maximum(np.floor(clamped - reach) + 1, 0).astype(np.int64)
+        stop = np.minimum(np.ceil(clamped + reach), self.size).astype(np.int64)
+        return first, stop
+
+    def inside(self) -> NDArray[np.bool_]:
+        """Which target voxels have their centre in the source's field of view, (targets,)."""
+        return (self.positions >= -0.5) & (self.positions <= self.size - 0.5)
+
+    def part(self, targets: slice, sources: slice) -> AxisMap:
+        """The same for some target voxels, where only those source voxels are at hand that they look at."""
+        positions = self.positions[targets] - sources.start
+        return AxisMap(self.source_axis, positions, self.step, sources.stop - sources.start)
+
+
+AxisMaps = tuple[AxisMap, AxisMap, AxisMap]
 
 
 def resample(
@@ -64,13 +88,17 @@ def resample(
     first = voxels.ndim - 3
     order = [*range(first), *(first + axis_map.source_axis for axis_map in maps)]
     moved = voxels.permute(order)
-    shrinking_first = sorted(range(3), key=lambda axis: target.shape[axis] / moved.shape[first + axis])
-    for axis in shrinking_first:
-        moved = _along_axis(moved, first + axis, maps[axis], interpolation)
-    return _filled_outside(moved.contiguous(), source, maps, fill)
+    for axis in shrinking_first(maps):
+        moved = along_axis(moved, first + axis, maps[axis], interpolation)
+    return _filled_outside(moved.contiguous(), maps, fill)
 
 
-def parallel_axes(source: Geometry, target: Geometry) -> tuple[AxisMap, AxisMap, AxisMap] | None:
+def shrinking_first(maps: AxisMaps) -> list[int]:
+    """The order in which target axes are resampled with the least work."""
+    return sorted(range(3), key=lambda axis: len(maps[axis].positions) / maps[axis].size)
+
+
+def parallel_axes(source: Geometry, target: Geometry) -> AxisMaps | None:
     """How target axes run along source axes, or None where they do not (rotated or sheared grids)."""
     to_source = np.linalg.solve(source.affine, target.affine)
     steps, origin = to_source[:3, :3], to_source[:3, 3]
@@ -87,6 +115,7 @@ def parallel_axes(source: Geometry, target: Geometry) -> tuple[AxisMap, AxisMap,
             int(axis),
             _rounded(origin[axis] + along[i] * np.arange(target.shape[i])),
             float(along[i]),
+            source.shape[axis],
         )
         for i, axis in enumerate(source_axes)
     )
@@ -97,7 +126,10 @@ def _rounded(positions: Floats) -> Floats:
     return np.asarray(np.round(positions / POSITION_STEP) * POSITION_STEP)
 
 
-def _along_axis(voxels: Tensor, axis: int, axis_map: AxisMap, interpolation: Interpolation) -> Tensor:
+def along_axis(
+    voxels: Tensor, axis: int, axis_map: AxisMap, interpolation: Interpolation = "linear"
+) -> Tensor:
+    """Voxels resampled along one of their axes."""
     size = voxels.shape[axis]
     positions = axis_map.positions
     nearest = np.clip(np.floor(positions + 0.5), 0, size - 1).astype(np.int64)
@@ -126,12 +158,9 @@ def _triangle_weights(positions: Floats, step: float, size: int) -> np.ndarray:
     return np.asarray(weights / weights.sum(axis=1, keepdims=True))
 
 
-def _filled_outside(
-    voxels: Tensor, source: Geometry, maps: tuple[AxisMap, AxisMap, AxisMap], fill: float
-) -> Tensor:
+def _filled_outside(voxels: Tensor, maps: AxisMaps, fill: float) -> Tensor:
     for axis, axis_map in enumerate(maps):
-        size = source.shape[axis_map.source_axis]
-        outside = (axis_map.positions < -0.5) | (axis_map.positions > size - 0.5)
+        outside = ~axis_map.inside()
         if outside.any():
             across = [-1 if other == axis else 1 for other in range(3)]
             where = torch.from_numpy(outside).reshape(across).to(voxels.device)
@@ -145,7 +174,8 @@ def _resample_freely(
 ) -> Tensor:
     """Interpolation between grids at any angle; where the target is coarser the source is averaged first."""
     if interpolation == "linear":
-        voxels, source = _averaged_to_coarser(voxels, source, target)
+        coarser = averaging_grid(source, target)
+        voxels, source = resample(voxels, source, coarser), coarser
     to_source = np.asarray(np.linalg.solve(source.affine, target.affine), dtype=np.float64)
     flat = voxels.reshape(1, -1, *source.shape)
     working = flat if flat.is_floating_point() and flat.dtype != torch.float16 else flat.float()
@@ -159,13 +189,12 @@ def _resample_freely(
     return torch.cat(slabs, dim=2).reshape(*voxels.shape[:-3], *target.shape)
 
 
-def _averaged_to_coarser(voxels: Tensor, source: Geometry, target: Geometry) -> tuple[Tensor, Geometry]:
-    """Where a target voxel is larger than a source voxel, the source at about the target's spacing."""
+def averaging_grid(source: Geometry, target: Geometry) -> Geometry:
+    """The source's grid at about the target's spacing where that is larger than its own."""
     # For each source axis, the spacing of the target axis that runs most nearly along it.
     nearest_axis = np.abs(source.directions.T @ target.directions).argmax(axis=1)
     wanted = [max(own, target.spacing_mm[i]) for own, i in zip(source.spacing_mm, nearest_axis, strict=True)]
-    coarser = source.with_spacing(wanted)
-    return resample(voxels, source, coarser), coarser
+    return source.with_spacing(wanted)
 
 
 def _sampled_slab(voxels: Tensor, to_source: Floats, x: int, shape: Shape, mode: str, fill: float) -> Tensor:

@@ -20,6 +20,7 @@ from textseg.errors import OutputError
 from textseg.geometry import Box, Geometry, bounding_box
 from textseg.masks import combine
 from textseg.models import ModelFolder
+from textseg.packed import PackedMasks
 from textseg.prepare import ChannelSource
 from textseg.prompts import Prompt
 from textseg.report.preview import render_preview
@@ -70,11 +71,11 @@ class Found:
 class Segmentation:
     """Masks (prompts, x, y, z) bool on the scan's own grid, and one `Found` a prompt.
 
-    The scan is `volume`; of several channels it has the first one's grid, and `channels` tells where each of
-    them came from.
+    Masks may be packed: they read like an array, and `masks[0]` unpacks one of them. The scan is `volume`; of
+    several channels it has the first one's grid, and `channels` tells where each of them came from.
     """
 
-    masks: NDArray[np.bool_]
+    masks: NDArray[np.bool_] | PackedMasks
     found: tuple[Found, ...]
     volume: Volume
     modality: Modality

@@ -2,31 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from textseg.device import Compute
+from textseg.device import Compute, NotEnoughMemoryError, forget_freed, is_out_of_memory
 from textseg.geometry import Box, Shape
-from textseg.network.build import PromptableNetwork
+from textseg.network.build import Features, PromptableNetwork
+from textseg.overlap import ahead
+from textseg.packed import PackedMasks
 from textseg.plan import Plan
+from textseg.prepare import OUTSIDE_LOGIT
+from textseg.slabs import Slab, SlabBlender, Tables, rows_of
 from textseg.windows import blend_weights, place_windows, window_shape
 
 Progress = Callable[[int, int], None]
+Result = TypeVar("Result")
 # Prompts that are decoded together; more only cost memory, since each prompt's part is thin.
 PROMPTS_AT_ONCE = 8
 
 
+@dataclass(frozen=True)
+class Batches:
+    """How much is computed together: less needs less memory and gives the same masks.
+
+    windows: encoded together.
+    prompts: decoded together.
+    a_pass: prompts whose sums are kept while all windows go by; more passes encode each window again. None
+        for all.
+    sums_on_cpu: sums are kept in the processor's memory, whatever computes.
+    """
+
+    windows: int = 1
+    prompts: int = PROMPTS_AT_ONCE
+    a_pass: int | None = None
+    sums_on_cpu: bool = False
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """logits (prompts, x, y, z) float32 on the image's grid and presence (prompts,) in 0 to 1, on the CPU."""
+    """logits (prompts, x, y, z) float32 on the image's grid and presence (prompts,) in 0 to 1."""
 
     logits: Tensor
     presence: Tensor
+
+    def slabs(self) -> Iterator[Slab]:
+        """All of the logits as one slab."""
+        yield Slab(0, self.logits, range(len(self.logits)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +63,11 @@ class MaskAnswer:
     """What a model says of a scan: masks (prompts, x, y, z) bool on the scan's own grid, presence (prompts,)
     in 0 to 1, and the words that the network was asked for each prompt."""
 
-    masks: NDArray[np.bool_]
+    masks: NDArray[np.bool_] | PackedMasks
     presence: NDArray[np.float64]
     asked: tuple[str, ...]
 
 
-@torch.inference_mode()
 def segment_windows(
     network: PromptableNetwork,
     image: Tensor,
@@ -47,50 +75,269 @@ def segment_windows(
     plan: Plan,
     compute: Compute,
     progress: Progress = lambda done, of: None,
-) -> Answer:
+    batches: Batches | None = None,
+    air: float | None = None,
+) -> WindowRun:
     """Logits of every prompt over a whole image: each window is encoded once and decoded for all prompts.
 
     Logits of overlapping windows are averaged with Gaussian weights. A prompt is present in the scan as far
-    as it is in the window that is surest of it.
+    as it is in the window that is surest of it. Nothing is computed before it is asked for: `logits` gives
+    all of them at once, `slabs()` one finished slab after the other, which needs less memory.
 
     Args:
         image: (channels, x, y, z) float32, normalised, of any size.
         text: (prompts, text width) float32.
         progress: called with the windows done and all windows.
+        batches: None for one window and a few prompts at a time.
+        air: windows whose first channel is nowhere above this are not looked at and hold nothing; None looks
+            at all.
     """
     shape = _shape(image)
     window = window_shape(shape, plan)
-    boxes = place_windows(shape, window, plan.windows.overlap)
-    padded = _padded(image, window).to(compute.device)
-    text = text.to(compute.device)
-    weight = _weight(window, plan).to(compute.device)
-    total = torch.zeros((len(text), *padded.shape[1:]), device=compute.device)
-    weights = torch.zeros(padded.shape[1:], device=compute.device)
-    presence = torch.zeros(len(text), device=compute.device)
-    for done, box in enumerate(boxes, start=1):
-        logits, seen = _decoded(network, padded[(slice(None), *box.slices)], text, compute)
-        total[(slice(None), *box.slices)] += logits * weight
-        weights[box.slices] += weight
-        presence = torch.maximum(presence, seen)
-        progress(done, len(boxes))
-    whole = Box((0, 0, 0), shape).slices
-    total /= weights
-    return Answer(total[(slice(None), *whole)].cpu(), presence.cpu())
+    return WindowRun(
+        network,
+        _padded(image, window),
+        text,
+        place_windows(shape, window, plan.windows.overlap),
+        blend_weights(window, plan.windows),
+        compute,
+        Box((0, 0, 0), shape),
+        progress,
+        batches or Batches(),
+        air,
+    )
 
 
-def _decoded(
-    network: PromptableNetwork, image: Tensor, text: Tensor, compute: Compute
-) -> tuple[Tensor, Tensor]:
-    """One window (channels, x, y, z) → logits (prompts, x, y, z) and presence (prompts,), both float32."""
-    batch = image[None].contiguous(memory_format=torch.channels_last_3d)
-    logits, presence = [], []
-    with compute.autocast():
-        features = network.encode(batch)
-        for prompts in torch.split(text, PROMPTS_AT_ONCE):
-            decoded = network.decode(features, prompts)
-            logits.append(decoded.logits[0][0].float())
-            presence.append(decoded.presence[0].float().sigmoid())
-    return torch.cat(logits), torch.cat(presence)
+class WindowRun:
+    """A network's way over the windows of an image; it begins when `slabs` or `logits` are asked for.
+
+    Where memory does not suffice, fewer prompts, then fewer windows are computed together, then sums are kept
+    on the CPU, then fewer prompts summed in one pass; `batches` tells what it came to.
+
+    Args:
+        image: (channels, x, y, z) float32, in which all windows lie.
+        text: (prompts, text width) float32.
+        boxes: the windows, x slowest.
+        tables: how much a window's voxels count along x, y and z.
+        whole: the part of the image that slabs are of.
+        progress, batches, air: as for `segment_windows`.
+    """
+
+    def __init__(
+        self,
+        network: PromptableNetwork,
+        image: Tensor,
+        text: Tensor,
+        boxes: Sequence[Box],
+        tables: Tables,
+        compute: Compute,
+        whole: Box,
+        progress: Progress,
+        batches: Batches,
+        air: float | None = None,
+    ) -> None:
+        self.batches = batches
+        self._network, self._image, self._compute = network, image, compute
+        self._text = text.to(compute.device)
+        self._boxes, self._tables, self._whole = boxes, tables, whole
+        self._progress, self._air = progress, air
+        self._presence = torch.zeros(len(text), device=compute.device)
+        self._done = 0
+        self._is_through = False
+
+    @property
+    def presence(self) -> Tensor:
+        """(prompts,) in 0 to 1, on the CPU, once all windows were looked at."""
+        if not self._is_through:
+            self.logits  # noqa: B018
+        return self._presence.cpu()
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """(prompts, x, y, z) float32 on the CPU."""
+        whole = torch.empty((len(self._text), *self._whole.shape))
+        for slab in self.slabs():
+            whole[slab.prompts.start : slab.prompts.stop, slab.start : slab.stop] = slab.logits
+        return whole
+
+    @torch.inference_mode()
+    def slabs(self) -> Iterator[Slab]:
+        """Finished logits with x ascending, for all prompts or for one group of them after the other."""
+        self._presence.zero_()
+        self._done = 0
+        first = 0
+        while first < len(self._text):
+            prompts, blender = self._make_room(first)
+            yield from self._pass(prompts, blender)
+            first = prompts.stop
+        self._is_through = True
+
+    def _make_room(self, first: int) -> tuple[range, SlabBlender]:
+        """Sums for the next prompts, as many as there is memory for."""
+        while True:
+            most = self.batches.a_pass or len(self._text)
+            prompts = range(first, min(first + most, len(self._text)))
+            device = torch.device("cpu") if self.batches.sums_on_cpu else self._compute.device
+            place = _shape(self._image), self._boxes, self._tables, device
+            blender = _tried(partial(SlabBlender, len(prompts), *place))
+            if blender is not None:
+                return prompts, blender
+            if device.type != "cpu":
+                self.batches = replace(self.batches, sums_on_cpu=True)
+            elif len(prompts) > 1:
+                self.batches = replace(self.batches, a_pass=-(-len(prompts) // 2))
+            else:
+                raise _too_little(self._compute, "the sums of one prompt")
+
+    def _pass(self, prompts: range, blender: SlabBlender) -> Iterator[Slab]:
+        rows = rows_of(self._boxes, int(self._image.shape[1]))
+        with closing(ahead(self._load([row for _, _, row in rows]))) as loaded:
+            for start, stop, row in rows:
+                if start > 0:
+                    blender.move_to(start)
+                seen = 0
+                while seen < len(row):
+                    boxes, images = next(loaded)
+                    if images is None:
+                        self._skip(boxes, prompts, blender)
+                    else:
+                        self._look(boxes, images, prompts, blender)
+                    seen += len(boxes)
+                    self._tell(len(boxes), prompts)
+                slab = self._cut(blender.finish(stop), start, stop, prompts)
+                if slab is not None:
+                    yield slab
+
+    def _load(self, rows: Sequence[Sequence[Box]]) -> Iterator[tuple[list[Box], Tensor | None]]:
+        """Windows in their order, some at a time: where they lie, and (windows, channels, x, y, z)."""
+        for row in rows:
+            waiting: list[Box] = []
+            for box in row:
+                if self._is_air(box):
+                    if waiting:
+                        yield waiting, self._cropped(waiting)
+                    yield [box], None
+                    waiting = []
+                    continue
+                waiting.append(box)
+                if len(waiting) >= self.batches.windows:
+                    yield waiting, self._cropped(waiting)
+                    waiting = []
+            if waiting:
+                yield waiting, self._cropped(waiting)
+
+    def _is_air(self, box: Box) -> bool:
+        return self._air is not None and float(self._image[0][box.slices].amax()) <= self._air
+
+    def _cropped(self, boxes: Sequence[Box]) -> Tensor:
+        windows = torch.stack([self._image[(slice(None), *box.slices)] for box in boxes])
+        return self._compute.bring(windows.contiguous(memory_format=torch.channels_last_3d))
+
+    def _look(self, boxes: list[Box], images: Tensor, prompts: range, blender: SlabBlender) -> None:
+        """Encode windows, decode prompts over them and add what they say, in parts that fit into memory."""
+        waiting = [(boxes, images, prompts.start)]
+        while waiting:
+            boxes, images, first = waiting.pop()
+            features = _tried(partial(self._encode, images))
+            while features is not None and first < prompts.stop:
+                several = range(first, min(first + self.batches.prompts, prompts.stop))
+                decoded = _tried(partial(self._decode, features, several))
+                if decoded is not None:
+                    self._add(boxes, *decoded, several, prompts, blender)
+                    first = several.stop
+                elif len(several) > 1:
+                    self.batches = replace(self.batches, prompts=len(several) // 2)
+                else:
+                    features = None
+            if features is not None:
+                continue
+            if len(boxes) > 1:
+                half = len(boxes) // 2
+                self.batches = replace(self.batches, windows=half)
+                waiting += [(boxes[half:], images[half:], first), (boxes[:half], images[:half], first)]
+            else:
+                self._sum_on_cpu(blender, "one window and one prompt")
+                waiting.append((boxes, images, first))
+
+    def _encode(self, images: Tensor) -> Features:
+        with self._compute.autocast():
+            return self._network.encode(images)
+
+    def _decode(self, features: Features, prompts: range) -> tuple[Tensor, Tensor]:
+        """Logits (windows, prompts, x, y, z) and presence (windows, prompts)."""
+        with self._compute.autocast():
+            decoded = self._network.decode(features, self._text[prompts.start : prompts.stop])
+        return decoded.logits[0], decoded.presence.float().sigmoid()
+
+    def _add(
+        self,
+        boxes: Sequence[Box],
+        logits: Tensor,
+        presence: Tensor,
+        several: range,
+        prompts: range,
+        blender: SlabBlender,
+    ) -> None:
+        here = self._presence[several.start : several.stop]
+        here.copy_(torch.maximum(here, presence.amax(dim=0)))
+        for box, window in zip(boxes, logits, strict=True):
+            add = partial(self._added, blender, box, window, several.start - prompts.start)
+            while _tried(add) is None:
+                self._sum_on_cpu(blender, "adding one window up")
+
+    @staticmethod
+    def _added(blender: SlabBlender, box: Box, logits: Tensor, first: int) -> bool:
+        blender.add(box, logits, first)
+        return True
+
+    def _skip(self, boxes: Sequence[Box], prompts: range, blender: SlabBlender) -> None:
+        """Windows of nothing but air: no prompt is there."""
+        nothing = torch.full((1, *boxes[0].shape), OUTSIDE_LOGIT, device=blender.sums.device)
+        for box in boxes:
+            for prompt in range(len(prompts)):
+                blender.add(box, nothing, prompt)
+
+    def _sum_on_cpu(self, blender: SlabBlender, what: str) -> None:
+        if blender.sums.device.type == "cpu":
+            raise _too_little(self._compute, what)
+        blender.move_to_cpu()
+        self.batches = replace(self.batches, sums_on_cpu=True)
+        forget_freed(self._compute.device)
+
+    def _cut(self, logits: Tensor, start: int, stop: int, prompts: range) -> Slab | None:
+        """What of finished planes belongs to the image rather than to what it was padded with."""
+        x, y, z = self._whole.slices
+        first, last = max(start, x.start), min(stop, x.stop)
+        if last <= first:
+            return None
+        return Slab(first - x.start, logits[:, first - start : last - start, y, z], prompts)
+
+    def _tell(self, windows: int, prompts: range) -> None:
+        self._done += windows
+        rest = len(self._text) - prompts.stop
+        passes_to_come = -(-rest // (self.batches.a_pass or len(self._text)))
+        in_this = len(self._boxes) - (self._done - 1) % len(self._boxes) - 1
+        self._progress(self._done, self._done + in_this + passes_to_come * len(self._boxes))
+
+
+def _tried(function: Callable[[], Result]) -> Result | None:
+    """What a function gives; None where there was not enough memory for it."""
+    try:
+        return function()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Here the error is gone, and with it what its traceback held on to.
+    forget_freed()
+    return None
+
+
+def _too_little(compute: Compute, what: str) -> NotEnoughMemoryError:
+    other = ", or compute on the CPU with --device cpu" if compute.device.type == "cuda" else ""
+    return NotEnoughMemoryError(
+        f"The memory of the {compute.device.type} must hold at least {what}, but it does not. Close what "
+        f"else needs it, take a smaller model{other}."
+    )
 
 
 def _padded(image: Tensor, window: Shape) -> Tensor:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from textseg.device import Compute
+from textseg.device import Compute, NotEnoughMemoryError
 from textseg.network.build import Decoded, Features
 from textseg.plan import Plan
-from textseg.sliding import PROMPTS_AT_ONCE, segment_windows
+from textseg.sliding import PROMPTS_AT_ONCE, Batches, segment_windows
 
 CPU = Compute(torch.device("cpu"), torch.float32)
 WINDOW, PATCH = (16, 24, 8), (8, 8, 8)
@@ -87,7 +87,7 @@ def test_an_echo_gives_back_the_whole_image(shape, overlap, plan):
 @pytest.mark.parametrize("shape", SIZES, ids=str)
 def test_windows_fit_the_strides_and_are_no_smaller_than_what_was_trained_on(shape, plan):
     network = Echo()
-    segment_windows(network, image_of(shape), torch.ones(1, 2), plan, CPU)
+    _ = segment_windows(network, image_of(shape), torch.ones(1, 2), plan, CPU).logits
     for window in network.windows:
         _, _, *sides = window.shape
         assert all(side % 4 == 0 for side in sides)
@@ -98,7 +98,7 @@ def test_beyond_a_small_image_there_is_air(plan):
     image, network = image_of((11, 13, 5), channels=2), Echo()
     # Channels that share no values: each has an air of its own.
     image[1] += 100
-    segment_windows(network, image, torch.ones(1, 2), plan, CPU)
+    _ = segment_windows(network, image, torch.ones(1, 2), plan, CPU).logits
     (window,) = network.windows
     assert torch.equal(window[0, :, :11, :13, :5], image)
     for channel in range(2):
@@ -112,6 +112,7 @@ def test_many_prompts_at_once_give_what_each_gives_alone(count, plan):
     image, text = image_of((17, 25, 9)), torch.randn((count, 2), generator=torch.Generator().manual_seed(1))
     network = Echo()
     together = segment_windows(network, image, text, plan, CPU)
+    assert together.logits.shape == (count, 17, 25, 9)
     assert max(network.prompts_at_once) <= PROMPTS_AT_ONCE
     for index in range(count):
         alone = segment_windows(Echo(), image, text[index : index + 1], plan, CPU)
@@ -121,9 +122,9 @@ def test_many_prompts_at_once_give_what_each_gives_alone(count, plan):
 
 def test_each_window_is_encoded_once_whatever_the_number_of_prompts(plan):
     network = Echo()
-    segment_windows(network, image_of((33, 47, 21)), torch.ones(20, 2), plan, CPU)
+    _ = segment_windows(network, image_of((33, 47, 21)), torch.ones(20, 2), plan, CPU).logits
     one = Echo()
-    segment_windows(one, image_of((33, 47, 21)), torch.ones(1, 2), plan, CPU)
+    _ = segment_windows(one, image_of((33, 47, 21)), torch.ones(1, 2), plan, CPU).logits
     assert len(network.windows) == len(one.windows) > 8
     assert len(network.prompts_at_once) == 3 * len(one.prompts_at_once)
 
@@ -138,9 +139,9 @@ def test_presence_is_that_of_the_surest_window(plan):
 def test_progress_counts_the_windows(plan):
     seen = []
     network = Echo()
-    segment_windows(
+    _ = segment_windows(
         network, image_of((33, 25, 8)), torch.ones(1, 2), plan, CPU, lambda done, of: seen.append((done, of))
-    )
+    ).logits
     assert seen == [(n, len(network.windows)) for n in range(1, len(network.windows) + 1)]
     assert len(seen) > 4
 
@@ -183,3 +184,133 @@ def test_the_image_is_left_as_it_is(plan):
     with torch.inference_mode():
         answer.logits.zero_()
     assert torch.equal(image, before)
+
+
+# ---- slab by slab ----
+
+
+@pytest.mark.parametrize(
+    "batches", [Batches(), Batches(windows=3, prompts=2, a_pass=2), Batches(2, 1, 1)], ids=str
+)
+@pytest.mark.parametrize("shape", [(33, 47, 21), (37, 1, 1), (5, 30, 3)], ids=str)
+def test_slabs_put_together_are_the_whole_whatever_is_computed_together(shape, batches, plan):
+    image, text = image_of(shape), torch.tensor([[1.0, 0.0], [-0.5, 1.0], [2.0, -3.0]])
+    expected = segment_windows(Echo(), image, text, plan, CPU)
+    run = segment_windows(Echo(), image, text, plan, CPU, batches=batches)
+    whole = torch.full((3, *shape), torch.nan)
+    after = dict.fromkeys(range(3), 0)
+    for slab in run.slabs():
+        assert slab.logits.shape[1] <= WINDOW[0]
+        for row, prompt in enumerate(slab.prompts):
+            assert slab.start == after[prompt]
+            whole[prompt, slab.start : slab.stop] = slab.logits[row]
+            after[prompt] = slab.stop
+    assert torch.equal(whole, expected.logits)
+    assert torch.equal(run.presence, expected.presence)
+
+
+def test_progress_counts_the_windows_of_every_pass(plan):
+    seen = []
+    run = segment_windows(
+        Echo(),
+        image_of((33, 25, 8)),
+        torch.ones(3, 2),
+        plan,
+        CPU,
+        lambda *step: seen.append(step),
+        Batches(a_pass=2),
+    )
+    assert run.logits.shape[0] == 3
+    assert seen == [(n, len(seen)) for n in range(1, len(seen) + 1)]
+
+
+class Narrow(Echo):
+    """An echo that runs out of memory above so many windows or prompts at once."""
+
+    def __init__(self, windows=99, prompts=99, error=None):
+        super().__init__()
+        self.most = windows, prompts
+        self.error = error or torch.OutOfMemoryError("CUDA out of memory")
+
+    def encode(self, image):
+        if len(image) > self.most[0]:
+            raise self.error
+        return super().encode(image)
+
+    def decode(self, features, text, spatial=None):
+        if len(text) > self.most[1] or len(features.coarsest) > self.most[0]:
+            raise self.error
+        return super().decode(features, text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 99 bytes"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize(("windows", "prompts"), [(1, 8), (3, 1), (1, 1)])
+def test_where_memory_is_short_less_is_computed_together(windows, prompts, error, plan):
+    image, text = image_of((33, 47, 21)), torch.randn((11, 2), generator=torch.Generator().manual_seed(1))
+    expected = segment_windows(Echo(), image, text, plan, CPU)
+    narrow = Narrow(windows, prompts, error)
+    run = segment_windows(narrow, image, text, plan, CPU, batches=Batches(windows=5, prompts=11))
+    assert torch.equal(run.logits, expected.logits)
+    assert torch.equal(run.presence, expected.presence)
+    assert run.batches.windows <= windows
+    assert run.batches.prompts <= prompts
+    # What was too much once is not tried again with every window.
+    assert len(narrow.windows) <= 2 * len(run._boxes)
+
+
+def test_where_one_window_is_too_much_there_is_one_clear_sentence(plan):
+    run = segment_windows(Narrow(prompts=0), image_of((17, 25, 9)), torch.ones(3, 2), plan, CPU)
+    with pytest.raises(
+        NotEnoughMemoryError, match="memory of the cpu must hold at least one window and one prompt"
+    ):
+        _ = run.logits
+
+
+def test_sums_that_do_not_fit_take_several_passes(plan, monkeypatch):
+    from textseg import sliding
+
+    class Small(sliding.SlabBlender):
+        def __init__(self, prompts, *place):
+            if prompts > 2:
+                raise MemoryError
+            super().__init__(prompts, *place)
+
+    image, text = image_of((33, 25, 9)), torch.randn((5, 2), generator=torch.Generator().manual_seed(1))
+    expected = segment_windows(Echo(), image, text, plan, CPU).logits
+    monkeypatch.setattr(sliding, "SlabBlender", Small)
+    run = segment_windows(Echo(), image, text, plan, CPU)
+    assert torch.equal(run.logits, expected)
+    assert run.batches.a_pass <= 2
+
+
+def test_another_error_is_not_taken_for_missing_memory(plan):
+    run = segment_windows(
+        Narrow(0, 0, RuntimeError("shapes differ")), image_of((17, 25, 9)), torch.ones(1, 2), plan, CPU
+    )
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        _ = run.logits
+
+
+def test_windows_of_air_are_not_looked_at_and_hold_nothing(plan):
+    image = torch.full((1, 64, 24, 8), -4.0)
+    image[0, 50:56, 8:12, 2:6] = 3.0
+    text = torch.tensor([[1.0, 0.0]])
+    plan = overlapping(plan, 0.0)
+    network, all_windows = Echo(), Echo()
+    run = segment_windows(network, image, text, plan, CPU, air=-3.5)
+    looked = segment_windows(all_windows, image, text, plan, CPU)
+    assert torch.equal(run.logits[:, 48:], looked.logits[:, 48:])
+    assert torch.allclose(run.logits[:, :48], torch.tensor(-30.0))
+    assert len(network.windows) == 1
+    assert len(all_windows.windows) == 4
+    assert torch.equal(run.presence, looked.presence)

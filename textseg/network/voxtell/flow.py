@@ -57,9 +57,8 @@ def segment_like_voxtell(
     order = volume.geometry.canonical_order()
     canonical = order.apply(volume.voxels)[0].transpose(2, 1, 0)
     image, box = prepare_like_voxtell(canonical)
-    masks = PackedMasks(
-        len(text), _shape(canonical), AxisOrder(_backwards(order.axes), _backwards(order.flipped))
-    )
+    zyx = AxisOrder(_backwards(order.axes), _backwards(order.flipped))
+    masks = PackedMasks(len(text), _shape(canonical), zyx)
     surest = torch.full((len(text),), -torch.inf)
     for slab in _run(network, image, text, compute, progress).slabs():
         _put(masks, slab, box)
@@ -69,7 +68,7 @@ def segment_like_voxtell(
 
 
 def _put(masks: PackedMasks, slab: Slab, box: Box) -> None:
-    """Where a slab's logits (prompts, z, y, x) are above one half, in the crop's place among the scan's voxels."""
+    """Where a slab's logits (prompts, z, y, x) are above one half, in the crop's place in the scan."""
     z, y, x = box.start
     # Packed masks take whole bytes along the last axis.
     before = x % 8

@@ -1,0 +1,102 @@
+"""Masks kept as bits: an eighth of the memory, which a hundred prompts on a large scan need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from operator import index as as_int
+from typing import Any
+
+import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
+from numpy.typing import NDArray
+
+from textseg.geometry import AxisOrder, Box, Shape
+
+Mask = NDArray[np.bool_]
+SAME_ORDER = AxisOrder((0, 1, 2), (False, False, False))
+
+
+class PackedMasks(NDArrayOperatorsMixin):
+    """Masks (prompts, x, y, z) that read like an array of bool and are kept as bits.
+
+    `masks[0]` unpacks one prompt's mask and iterating one after the other. Whatever else arrays can do
+    (`masks.sum()`, `masks & other`, NumPy's functions) unpacks all of them.
+
+    bits: (prompts, u, v, bytes) uint8, eight voxels along the last axis a byte, the lowest bit first, as
+    `textseg_kernels.finalise` packs them.
+    order: how the bits' axes (u, v, w) follow from the masks' (x, y, z).
+    """
+
+    def __init__(self, prompts: int, bits_shape: Shape, order: AxisOrder = SAME_ORDER) -> None:
+        u, v, w = bits_shape
+        # Pages of zeros cost nothing before something is written to them.
+        self.bits = np.zeros((prompts, u, v, -(-w // 8)), np.uint8)
+        self.bits_shape, self.order = bits_shape, order
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        x, y, z = (self.bits_shape[axis] for axis in self.order.inverse().axes)
+        return len(self.bits), x, y, z
+
+    @property
+    def ndim(self) -> int:
+        return 4
+
+    @property
+    def dtype(self) -> np.dtype[np.bool_]:
+        return np.dtype(np.bool_)
+
+    def put(self, prompt: int, box: Box, mask: Mask) -> None:
+        """Set the voxels of a box of the bits' grid (u, v, w), whose start along w is a multiple of 8."""
+        self.put_bits(prompt, box, np.packbits(mask, axis=-1, bitorder="little"))
+
+    def put_bits(self, prompt: int, box: Box, bits: NDArray[np.uint8]) -> None:
+        """The same with voxels that are packed already."""
+        first = box.start[2] // 8
+        u, v, _ = box.slices
+        self.bits[prompt, u, v, first : first + bits.shape[2]] |= bits
+
+    def clear(self, prompt: int) -> None:
+        self.bits[prompt] = 0
+
+    def replace(self, prompt: int, mask: Mask) -> None:
+        """Another mask (x, y, z) for a prompt."""
+        self.bits[prompt] = np.packbits(self.order.apply(mask), axis=-1, bitorder="little")
+
+    def unpack(self, prompt: int) -> Mask:
+        """A prompt's mask (x, y, z)."""
+        flags = np.unpackbits(self.bits[prompt], axis=-1, count=self.bits_shape[2], bitorder="little")
+        return np.ascontiguousarray(self.order.inverse().apply(flags.view(np.bool_)))
+
+    def __len__(self) -> int:
+        return len(self.bits)
+
+    def __iter__(self) -> Iterator[Mask]:
+        return (self.unpack(prompt) for prompt in range(len(self)))
+
+    def __getitem__(self, index: Any) -> Any:
+        first, *rest = index if isinstance(index, tuple) else (index,)
+        try:
+            mask = self.unpack(as_int(first))
+        except TypeError:
+            # A slice, a list or an array of prompts.
+            return self.__array__()[index]
+        return mask[tuple(rest)] if rest else mask
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        if copy is False:
+            raise ValueError("Packed masks can't be had as an array without a copy.")
+        masks = np.empty(self.shape, np.bool_)
+        for prompt in range(len(self)):
+            masks[prompt] = self.unpack(prompt)
+        return masks if dtype is None else masks.astype(dtype, copy=False)
+
+    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **options: Any) -> Any:
+        unpacked = [np.asarray(each) if isinstance(each, PackedMasks) else each for each in inputs]
+        return getattr(ufunc, method)(*unpacked, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        # Copying and pickling ask for underscored names before there are any bits.
+        if name.startswith("_") or "bits" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self.__array__(), name)
