@@ -85,7 +85,7 @@ def finetune(
     from textseg.prompts import default_lexicon
     from textseg.train.distributed import here
     from textseg.train.export import RunPlaces, check_model_place
-    from textseg.train.finetune import Tuned, finetune_plan, tuned_from, with_fitting_patch
+    from textseg.train.finetune import Tuned, finetune_plan, tuned_from
     from textseg.train.own import check_once
     from textseg.train.start import put_into, read_encoder_weights
 
@@ -124,5 +124,4 @@ def finetune(
             longest,
             progress,
             begin=begin,
-            fitted=with_fitting_patch,
         )

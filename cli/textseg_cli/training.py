@@ -138,7 +138,6 @@ def train_and_tell(
     minutes: float,
     progress: Progress,
     begin: Callable[[Plan], Beginning] | None = None,
-    fitted: Callable[[Plan, Path], Plan] = lambda plan, arrays: plan,
 ) -> None:
     """The part that training from scratch and fine-tuning share: from a checked dataset to its model."""
     from textseg.train.loop import fresh
@@ -153,7 +152,6 @@ def train_and_tell(
         lexicon,
         compute,
         begin=begin or fresh,
-        fitted=fitted,
         minutes=minutes,
         workers=os.cpu_count() or 1,
         report=step_shown(progress),

@@ -12,7 +12,7 @@ from tests.tiny_model import TEXT_WIDTH, tiny_plan
 from tests.train.test_labelled import write_dataset
 from textseg.dataset import read_dataset
 from textseg.network.build import build_network
-from textseg.train.cases import find_places, write_case, write_index
+from textseg.train.cases import find_places
 from textseg.train.finetune import (
     LAYER_DECAY,
     Tuned,
@@ -21,7 +21,6 @@ from textseg.train.finetune import (
     finetune_plan,
     merge_low_rank,
     tuned_from,
-    with_fitting_patch,
 )
 from textseg.train.loop import train
 from textseg.train.sampling import PatchSampler
@@ -150,19 +149,3 @@ def test_prompts_with_nearly_the_same_vector_are_named():
     assert {(one, other) for one, other, _ in pairs} == {("a", "b"), ("c", "d")}
     assert [cosine for *_, cosine in pairs] == sorted((c for *_, c in pairs), reverse=True)
     assert np.allclose([cosine for *_, cosine in pairs], 1, atol=1e-3)
-
-
-def test_a_patch_is_no_larger_than_the_cases_need(tmp_path, phantom_cases):
-    for case in phantom_cases:
-        write_case(case, tmp_path)
-    write_index([case.facts for case in phantom_cases], tmp_path)
-    plan = tiny_plan()
-    large = plan.training.model_copy(update={"patch_voxels": (640, 8, 640)})
-    fitted = with_fitting_patch(plan.model_copy(update={"training": large}), tmp_path)
-    shapes = np.percentile([c.labels.shape for c in phantom_cases if c.facts.split == "train"], 90, axis=0)
-    for axis in (0, 2):
-        edge, stride = fitted.training.patch_voxels[axis], plan.network.total_stride[axis]
-        assert shapes[axis] <= edge < shapes[axis] + stride
-        assert edge % stride == 0
-    assert fitted.training.patch_voxels[1] == 8
-    assert fitted.windows.size_voxels == fitted.training.patch_voxels

@@ -113,7 +113,6 @@ def train_on_dataset(
     compute: Compute,
     *,
     begin: Callable[[Plan], Beginning] = fresh,
-    fitted: Callable[[Plan, Path], Plan] = lambda plan, arrays: plan,
     minutes: float = math.inf,
     workers: int = 1,
     report: Callable[[Step], None] = lambda step: None,
@@ -125,7 +124,6 @@ def train_on_dataset(
         dataset: checked before.
         plan: with the recipe, from `scratch_plan` or `finetune_plan`.
         begin: what the run begins with: random weights, or trained ones.
-        fitted: the plan for the cases once they are prepared, such as `with_fitting_patch`.
         minutes: stop after so long; the same call goes on.
         workers: processes that prepare cases.
         report: called after every step.
@@ -138,7 +136,6 @@ def train_on_dataset(
     with world.first_goes_first():
         _prepare(split.of(dataset), split, plan, lexicon, places.arrays, workers, progress)
         keep_beside(places, plan)
-    plan = fitted(plan, places.arrays)
     trained = run_recipe(
         plan,
         places.text,
