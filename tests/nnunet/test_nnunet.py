@@ -95,6 +95,34 @@ def test_one_fold_without_mirroring_is_as_exact(scan, tmp_path):
     assert np.array_equal((masks * np.arange(1, 5)[:, None, None, None]).sum(axis=0), expected)
 
 
+def test_plans_of_2023_are_as_exact(scan, tmp_path):
+    folder = write_nnunet(tmp_path, folds=1, old_plans=True)
+    assert (
+        "architecture" not in json.loads((folder / "plans.json").read_text())["configurations"]["3d_fullres"]
+    )
+    expected = by_nnunetv2(folder, scan)
+    masks = Segmenter(folder, device="cpu")(scan, ["left kidney", "right kidney", "liver", "thing"]).masks
+    assert masks.any()
+    assert np.array_equal((masks * np.arange(1, 5)[:, None, None, None]).sum(axis=0), expected)
+
+
+def test_a_network_trained_here_finds_what_it_was_taught_and_is_exact(tmp_path):
+    folder = write_nnunet(tmp_path, folds=1, trained=True)
+    truth = {"left kidney": (slice(4, 11), slice(8, 15), slice(5, 9))}
+    truth["liver"] = (slice(13, 19), slice(16, 23), slice(9, 14))
+    voxels = np.random.default_rng(3).normal(0, 30, (21, 26, 17)).astype(np.int16)
+    voxels[truth["left kidney"]] += 400
+    voxels[truth["liver"]] -= 400
+    nib.save(nib.Nifti1Image(voxels, AFFINE), tmp_path / "taught.nii.gz")
+    expected = by_nnunetv2(folder, tmp_path / "taught.nii.gz")
+    result = Segmenter(folder, device="cpu")(tmp_path / "taught.nii.gz", list(truth))
+    for mask, label, place in zip(result.masks, (1, 3), truth.values(), strict=True):
+        assert np.array_equal(mask, expected == label)
+        there = np.zeros(mask.shape, bool)
+        there[place] = True
+        assert 2 * (mask & there).sum() / (mask.sum() + there.sum()) > 0.7
+
+
 def test_regions_may_overlap(scan, tmp_path):
     folder = write_nnunet(tmp_path, labels=dict(REGIONS), folds=1)
     probabilities = by_nnunetv2(folder, scan, probabilities=True)
@@ -163,7 +191,67 @@ def test_two_labels_of_one_meaning_are_asked_for_by_name(tmp_path):
         folder.label_for(understand("the liver"))
 
 
+TOTALSEGMENTATOR = (
+    "kidney_right", "kidney_left", "adrenal_gland_left", "lung_upper_lobe_left", "lung_upper_lobe_right",
+    "esophagus", "urinary_bladder", "kidney_cyst_left", "vertebrae_L1", "vertebrae_L2", "vertebrae_T12",
+    "vertebrae_C1", "inferior_vena_cava", "portal_vein_and_splenic_vein", "iliac_vena_left", "clavicula_left",
+    "hip_left", "femur_right", "rib_left_1", "rib_left_12", "rib_right_1", "sternum", "autochthon_left",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("left kidney", "kidney_left"),
+        ("rt. kidney", "kidney_right"),
+        ("left suprarenal gland", "adrenal_gland_left"),
+        ("upper lobe of the left lung", "lung_upper_lobe_left"),
+        ("oesophagus", "esophagus"),
+        ("bladder", "urinary_bladder"),
+        ("cyst in the left kidney", "kidney_cyst_left"),
+        ("L1 vertebra", "vertebrae_L1"),
+        ("vertebrae_L1", "vertebrae_L1"),
+        ("first lumbar vertebra", "vertebrae_L1"),
+        ("T12", "vertebrae_T12"),
+        ("atlas", "vertebrae_C1"),
+        ("IVC", "inferior_vena_cava"),
+        ("portal vein and splenic vein", "portal_vein_and_splenic_vein"),
+        ("left iliac vein", "iliac_vena_left"),
+        ("left collarbone", "clavicula_left"),
+        ("left hip bone", "hip_left"),
+        ("right thigh bone", "femur_right"),
+        ("first left rib", "rib_left_1"),
+        ("12th left rib", "rib_left_12"),
+        ("breastbone", "sternum"),
+        ("left autochthon", "autochthon_left"),
+    ],
+)
+def test_the_labels_of_totalsegmentator_are_found_in_words(text, label, tmp_path):
+    labels = {"background": 0} | {name: value for value, name in enumerate(TOTALSEGMENTATOR, start=1)}
+    model = find_model(write_bare(tmp_path / "nnUNetTrainerNoMirroring__nnUNetPlans__3d_fullres", labels))
+    (prompt,) = model.read_prompts([text])
+    assert read_nnunet_folder(model.path).label_for(prompt) == label
+
+
+@pytest.mark.parametrize("text", ["portal vein", "kidney", "L3 vertebra", "rib", "left kidney tumor"])
+def test_what_totalsegmentator_lacks_is_not_guessed(text, tmp_path):
+    labels = {"background": 0} | {name: value for value, name in enumerate(TOTALSEGMENTATOR, start=1)}
+    folder = read_nnunet_folder(write_bare(tmp_path / "bare", labels))
+    with pytest.raises(PromptError, match="Did you mean"):
+        folder.label_for(understand(text))
+
+
 # ---- folders ----
+
+
+@pytest.mark.parametrize("key", ["licence", "license"])
+def test_the_licence_is_the_datasets(key, bare):
+    document = json.loads((bare / "dataset.json").read_text())
+    del document["licence"]
+    (bare / "dataset.json").write_text(json.dumps(document))
+    assert find_model(bare).licence is None
+    (bare / "dataset.json").write_text(json.dumps(document | {key: "CC BY 4.0"}))
+    assert find_model(bare).licence == "CC BY 4.0"
 
 
 def test_a_trained_folder_is_a_model(bare):

@@ -81,6 +81,43 @@ def dataset(labels: dict[str, object], channels: int = 1) -> dict[str, object]:
     return document
 
 
+def plans_of_2023(reader: str = "SimpleITKIO") -> dict[str, object]:
+    """The same network as nnU-Net v2 described it at first, and as TotalSegmentator's folders still do."""
+    document = plans(reader)
+    configuration = document["configurations"]["3d_fullres"]  # type: ignore[index]
+    arguments = configuration.pop("architecture")["arch_kwargs"]
+    configuration |= {
+        "UNet_class_name": "PlainConvUNet",
+        "UNet_base_num_features": arguments["features_per_stage"][0],
+        "unet_max_num_features": arguments["features_per_stage"][-1],
+        "n_conv_per_stage_encoder": arguments["n_conv_per_stage"],
+        "n_conv_per_stage_decoder": arguments["n_conv_per_stage_decoder"],
+        "num_pool_per_axis": [0, 1, 1],
+        "pool_op_kernel_sizes": arguments["strides"],
+        "conv_kernel_sizes": arguments["kernel_sizes"],
+    }
+    return document
+
+
+def train(network: torch.nn.Module, steps: int = 60) -> None:
+    """Teach a network that what is far brighter than the rest is label 1, and what is far darker label 3."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    generator = torch.Generator().manual_seed(9)
+    for _ in range(steps):
+        image = torch.randn((2, 1, 8, 16, 12), generator=generator) * 0.3
+        target = torch.zeros((2, 8, 16, 12), dtype=torch.int64)
+        for case in range(2):
+            for label, shift in ((1, 3.0), (3, -3.0)):
+                z, y, x = (int(torch.randint(0, n, (1,), generator=generator)) for n in (5, 10, 7))
+                place = (case, slice(z, z + 3), slice(y, y + 5), slice(x, x + 5))
+                target[place] = label
+                image[place[0], 0, *place[1:]] = shift
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(network(image)[0], target)
+        loss.backward()
+        optimizer.step()
+
+
 def write_nnunet(
     folder: Path,
     *,
@@ -89,8 +126,15 @@ def write_nnunet(
     reader: str = "SimpleITKIO",
     channels: int = 1,
     mirrored: tuple[int, ...] | None = (0, 2),
+    old_plans: bool = False,
+    trained: bool = False,
 ) -> Path:
-    """A trained folder; its networks are made by nnunetv2, so the test needs the extra train."""
+    """A trained folder; its networks are made by nnunetv2, so the test needs the extra train.
+
+    Args:
+        old_plans: as `plans_of_2023` has them.
+        trained: by `train`; else weights are random and large, so that every label is somewhere.
+    """
     building = pytest.importorskip(
         "nnunetv2.utilities.get_network_from_plans", reason="Needs the extra train."
     )
@@ -98,7 +142,8 @@ def write_nnunet(
     folder = folder / "nnUNetTrainer__nnUNetPlans__3d_fullres"
     folder.mkdir(parents=True)
     described, dataset_json = plans(reader), dataset(labels, channels)
-    (folder / "plans.json").write_text(json.dumps(described))
+    written = plans_of_2023(reader) if old_plans else described
+    (folder / "plans.json").write_text(json.dumps(written))
     (folder / "dataset.json").write_text(json.dumps(dataset_json))
     architecture = described["configurations"]["3d_fullres"]["architecture"]  # type: ignore[index]
     heads = len([name for name in labels if name != "ignore"]) - ("regions_class_order" in dataset_json)
@@ -112,9 +157,12 @@ def write_nnunet(
             heads,
             deep_supervision=True,
         )
-        for parameter in network.parameters():
-            # Fresh weights mark nearly nothing.
-            torch.nn.init.normal_(parameter, std=0.5)
+        if trained:
+            train(network)
+        else:
+            for parameter in network.parameters():
+                # Fresh weights mark nearly nothing.
+                torch.nn.init.normal_(parameter, std=0.5)
         if "regions_class_order" in dataset_json:
             # Large enough to overlap.
             torch.nn.init.constant_(network.decoder.seg_layers[-1].bias, 0.4)
@@ -127,7 +175,7 @@ def write_nnunet(
             "_best_ema": np.float64(0.5),
             "current_epoch": 2,
             "init_args": {
-                "plans": described,
+                "plans": written,
                 "configuration": "3d_fullres",
                 "fold": fold,
                 "dataset_json": dataset_json,
