@@ -23,6 +23,7 @@ from textseg_cli.pretrain import pretrain
 from textseg_cli.probe import probe
 from textseg_cli.score import score
 from textseg_cli.train import train
+from textseg_cli.view import view
 from textseg_cli.weights import weights
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.add_typer(cohort, name="cohort")
 app.add_typer(models, name="models")
 app.add_typer(weights, name="weights")
 app.command()(convert)
+app.command()(view)
 app.command()(score)
 app.command()(probe)
 app.add_typer(plan, name="plan")
