@@ -63,13 +63,15 @@ def fetch(
     """
     from textseg.registry.entries import find_entry
     from textseg.registry.fetch import fetch as fetch_entry
-    from textseg.registry.pack import unpack
+    from textseg.registry.pack import bundled, unpack
 
     screen = Screen(quiet)
     if bundle is not None:
-        with screen.progress() as progress:
-            taken = unpack(bundle, names or (), progress=progress)
-        screen.lines([str(find_entry(name).model_folder) for name in taken])
+        for entry in bundled(bundle, names or ()):
+            accepted = accept_licence or _asked(screen, entry)
+            with screen.progress() as progress:
+                unpack(bundle, [entry.name], accept_licence=accepted, progress=progress)
+            screen.lines([str(entry.model_folder)])
         return
     if not names:
         raise ModelError("What to fetch is a name of `textseg weights list`, got none.")

@@ -41,7 +41,9 @@ def test_from_fetching_to_removing(textseg: Run, predict: Run, tmp_path: Path) -
     assert NAME in textseg("weights", "pack", bundle).stdout
     assert "is removed" in textseg("weights", "rm", NAME).stdout
     assert textseg("weights", "path", NAME).exit_code == 2
-    assert textseg("weights", "fetch", "--from", bundle).stdout.strip() == str(folder)
+    taken = textseg("weights", "fetch", "--from", bundle)
+    assert "under the licence CC BY-NC-SA" in taken.stderr
+    assert taken.stdout.strip() == str(folder)
     assert textseg("weights", "verify", NAME).exit_code == 0
 
 

@@ -362,11 +362,20 @@ def bundle(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 def test_a_bundle_goes_to_a_machine_without_network(bundle: Path) -> None:
-    assert unpack(bundle) == [NAME]
+    assert unpack(bundle, accept_licence=True) == [NAME]
     assert verify(NAME) == []
     assert find_model(NAME).kind == "voxtell"
-    assert [path.name for path in weights_folder().iterdir()] == [NAME]
+    assert sorted(path.name for path in weights_folder().iterdir()) == ["licences.json", NAME]
     assert [path.name for path in bundle.parent.iterdir()] == ["weights.zip"]
+
+
+def test_the_licence_is_accepted_on_the_other_machine_too(bundle: Path) -> None:
+    with pytest.raises(ModelError, match=r"CC BY-NC-SA, which forbids commercial use.*--accept-licence"):
+        unpack(bundle)
+    assert not weights_folder().exists()
+    unpack(bundle, accept_licence=True)
+    remove(NAME)
+    assert unpack(bundle) == [NAME]
 
 
 def test_a_bundle_is_not_replaced_unasked(hub: LocalHub, tmp_path: Path) -> None:
@@ -390,7 +399,7 @@ def test_a_truncated_bundle_is_refused(kept: float, bundle: Path) -> None:
     content = bundle.read_bytes()
     bundle.write_bytes(content[: int(kept * len(content))])
     with pytest.raises(ModelError, match="Copy it again"):
-        unpack(bundle)
+        unpack(bundle, accept_licence=True)
     assert not find_entry(NAME).is_here
 
 
@@ -413,9 +422,9 @@ def test_a_damaged_or_hostile_bundle_is_refused(bundle: Path, tmp_path: Path) ->
         )
 
     with pytest.raises(ModelError, match="is damaged"):
-        unpack(rewritten(flipped))
+        unpack(rewritten(flipped), accept_licence=True)
     with pytest.raises(ModelError, match="lie in their own folder"):
-        unpack(rewritten(escaping))
+        unpack(rewritten(escaping), accept_licence=True)
     assert not list(tmp_path.rglob("escaped"))
     with pytest.raises(ModelError, match=r"not voxtell-v1\.0"):
         unpack(bundle, ["voxtell-v1.0"])

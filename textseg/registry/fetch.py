@@ -113,7 +113,7 @@ def fetch(
     entry = find_entry(name)
     if entry.is_here and not again:
         return entry.model_folder
-    _check_licence(entry, accept_licence)
+    check_licence(entry, accept_licence)
     _refuse_offline(entry)
     hub = hub or HuggingFace()
     unfinished = weights_folder() / f".{entry.name}.partial"
@@ -229,20 +229,13 @@ def is_accepted(entry: Entry) -> bool:
     return not entry.non_commercial or _accepted().get(entry.name) == entry.licence
 
 
-def offline_because() -> str | None:
-    """The variable that forbids the network; None where none does."""
-    return next((name for name in OFFLINE_VARIABLES if os.environ.get(name, "").lower() not in _NO), None)
+def check_licence(entry: Entry, accept: bool) -> None:
+    """Refuse weights whose licence forbids commercial use unless somebody accepts it, now or before.
 
-
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-# ---- the licence ----
-
-
-def _check_licence(entry: Entry, accept: bool) -> None:
+    Raises:
+        ModelError: nobody has accepted it.
+        OutputError: it can't be noted that somebody has.
+    """
     if is_accepted(entry):
         return
     if not accept:
@@ -254,6 +247,19 @@ def _check_licence(entry: Entry, accept: bool) -> None:
     document = {"accepted": accepted, "last": datetime.now(UTC).isoformat(timespec="seconds")}
     with _writing(_accepted_file()):
         write_bytes(_accepted_file(), (json.dumps(document, indent=1) + "\n").encode())
+
+
+def offline_because() -> str | None:
+    """The variable that forbids the network; None where none does."""
+    return next((name for name in OFFLINE_VARIABLES if os.environ.get(name, "").lower() not in _NO), None)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- the licence ----
 
 
 def _accepted_file() -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -21,7 +22,7 @@ from textseg.registry.entries import (
     read_note,
     weights_folder,
 )
-from textseg.registry.fetch import put_in_place, sha256_of, verify
+from textseg.registry.fetch import check_licence, put_in_place, sha256_of, verify
 
 Progress = Callable[[str, int, int], None]
 # A note lists some dozens of files.
@@ -68,6 +69,7 @@ def unpack(
     bundle: Path,
     names: Sequence[str] = (),
     *,
+    accept_licence: bool = False,
     progress: Progress = lambda stage, done, of: None,
 ) -> list[str]:
     """Put the weights of a packed file where fetched ones lie; the names of what was in it.
@@ -77,24 +79,35 @@ def unpack(
 
     Args:
         names: of the entries to take; all if there are none.
+        accept_licence: the user accepts licences that forbid commercial use; once is enough.
+
+    Raises:
+        ModelError: the file is none of ours or damaged, or lacks an entry, or a licence is not accepted.
+        OutputError: the cache can't be written.
+    """
+    with _reading(bundle), zipfile.ZipFile(bundle) as archive:
+        chosen = _chosen(archive, names)
+        for entry in chosen:
+            check_licence(entry, accept_licence)
+        for entry in chosen:
+            _take(archive, entry, progress)
+    return [entry.name for entry in chosen]
+
+
+def bundled(bundle: Path, names: Sequence[str] = ()) -> list[Entry]:
+    """The entries that a packed file holds, of some names or all of them.
 
     Raises:
         ModelError: the file is none of ours or damaged, or lacks an entry.
-        OutputError: the cache can't be written.
     """
+    with _reading(bundle), zipfile.ZipFile(bundle) as archive:
+        return _chosen(archive, names)
+
+
+@contextmanager
+def _reading(bundle: Path) -> Iterator[None]:
     try:
-        with zipfile.ZipFile(bundle) as archive:
-            held = {path.partition("/")[0] for path in archive.namelist() if path.endswith(f"/{NOTE_FILE}")}
-            chosen = [find_entry(name) for name in (names or sorted(held))]
-            missing = [entry.name for entry in chosen if entry.name not in held]
-            if missing or not chosen:
-                raise ModelError(
-                    f"A bundle holds what `textseg weights pack` put in it, but {bundle} has "
-                    f"{', '.join(sorted(held)) or 'nothing of it'}, not {', '.join(missing) or 'weights'}. "
-                    "Copy it again if it should."
-                )
-            for entry in chosen:
-                _take(archive, entry, progress)
+        yield
     except (
         zipfile.BadZipFile,
         zlib.error,
@@ -109,11 +122,25 @@ def unpack(
         ) from error
     except FileNotFoundError as error:
         raise ModelError(f"A bundle is a file that can be read, but {bundle} is not there.") from error
+    except OutputError:
+        raise
     except OSError as error:
         raise OutputError(
             f"{bundle} can't be unpacked into {weights_folder()}: {error.strerror or error}."
         ) from error
-    return [entry.name for entry in chosen]
+
+
+def _chosen(archive: zipfile.ZipFile, names: Sequence[str]) -> list[Entry]:
+    held = {path.partition("/")[0] for path in archive.namelist() if path.endswith(f"/{NOTE_FILE}")}
+    chosen = [find_entry(name) for name in (names or sorted(held))]
+    missing = [entry.name for entry in chosen if entry.name not in held]
+    if missing or not chosen:
+        raise ModelError(
+            f"A bundle holds what `textseg weights pack` put in it, but {archive.filename} has "
+            f"{', '.join(sorted(held)) or 'nothing of it'}, not {', '.join(missing) or 'weights'}. "
+            "Copy it again if it should."
+        )
+    return chosen
 
 
 def _write(path: Path, entries: Sequence[Entry], progress: Progress) -> None:
