@@ -92,7 +92,7 @@ def scribble(flat: Mask, random: np.random.Generator) -> Mask:
 
 
 def _surroundings(mask: Mask) -> tuple[tuple[slice, ...], tuple[int, ...]]:
-    """The smallest box around a mask and where it starts; distances in it cost less than in all of a patch."""
+    """The smallest box around a mask and where it starts: distances in it cost less than in a patch."""
     found = ndimage.find_objects(mask.view(np.uint8))
     box = found[0] if found else tuple(slice(0, n) for n in mask.shape)
     return box, tuple(part.start for part in box)
