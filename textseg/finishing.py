@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from textseg_kernels import finalise
 from torch import Tensor
 
 from textseg.geometry import Box, Geometry, Shape
+from textseg.overlap import Behind
 from textseg.packed import PackedMasks
 from textseg.resample import (
     AxisMap,
@@ -88,6 +89,22 @@ class MaskFinisher:
             stop = min(x + depth, box.stop[0])
             part = Box((x, *box.start[1:]), (stop, *box.stop[1:]))
             self._masks.put_bits(mask, part, stage.bits(logits, first, part, self._threshold))
+
+
+def finish_slabs(slabs: Iterable[Slab], finisher: MaskFinisher, *, beside: bool) -> None:
+    """Give a finisher all slabs.
+
+    Args:
+        beside: in a thread of its own, of copies, while the next slab is being made; for GPUs, which would
+            else wait. A processor's cores are all busy with the network.
+    """
+    if not beside:
+        for slab in slabs:
+            finisher.add(slab)
+        return
+    with Behind(finisher.add) as behind:
+        for slab in slabs:
+            behind.give(replace(slab, logits=slab.logits.clone()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,32 +4,38 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from textseg.device import Compute, DeviceChoice, choose_compute
+from textseg.backend import Backend, BackendChoice
+from textseg.device import Compute, DeviceChoice, choose_compute, deterministic
 from textseg.embeddings.choice import load_text_encoder
 from textseg.embeddings.encoder import TextEncoder
 from textseg.errors import PlanError, PromptError, ScanError
-from textseg.finishing import MaskFinisher, empty_masks
+from textseg.finishing import MaskFinisher, empty_masks, finish_slabs
+from textseg.geometry import Shape
 from textseg.masks import fill_holes, largest_component, logit_of
+from textseg.memory import Footprint, Task, choose_batches, footprint
 from textseg.models import ModelFolder, find_model
-from textseg.network.build import for_inference
+from textseg.network.build import PromptableNetwork, for_inference
 from textseg.network.nnunet import NnunetModel
 from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
 from textseg.packed import PackedMasks
 from textseg.plan import Plan
-from textseg.prepare import join_channels, prepare
+from textseg.prepare import Prepared, join_channels, prepare
 from textseg.prompts import Prompt, understand
 from textseg.result import Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import check_voxels, read_scan
-from textseg.sliding import MaskAnswer, segment_windows
+from textseg.sliding import Batches, MaskAnswer, MemoryFacts, segment_windows
 from textseg.volume import Modality, Volume, guess_modality
+from textseg.windows import place_windows, window_shape
 
 OneScan = str | Path | Volume
 ScanLike = OneScan | Sequence[OneScan]
@@ -80,6 +86,13 @@ class Segmenter:
         threads: processor threads; None for torch's own choice.
         text_encoder: another encoder in place of the model's own, of the same width; for VoxTell, one for the
             prompts that its bank of ready vectors lacks.
+        memory: bytes that a scan may take at its peak, of the GPU where one computes, else of this process;
+            None for what is free. Models of other projects take what they need.
+        deterministic: the same masks bit for bit each time, on one machine.
+        backend, compile: what runs the image encoder, see `textseg.backend.Backend`.
+
+    Raises:
+        ModelError, DeviceError: see `textseg.errors`.
     """
 
     def __init__(
@@ -89,8 +102,14 @@ class Segmenter:
         device: DeviceChoice = "auto",
         threads: int | None = None,
         text_encoder: TextEncoder | None = None,
+        memory: int | None = None,
+        deterministic: bool = False,
+        backend: BackendChoice = "torch",
+        compile: bool = False,
     ) -> None:
         self.compute = choose_compute(device, threads)
+        self.memory, self.deterministic = memory, deterministic
+        self._footprints: dict[tuple[Shape, torch.dtype], Footprint] = {}
         self.model: ModelFolder = find_model(model)
         self._foreign: ForeignModel | None = None
         if self.model.kind == "voxtell":
@@ -102,6 +121,9 @@ class Segmenter:
         self.plan = self.model.plan
         network = load_network(self.model.path, self.plan)
         self.network = for_inference(network, self.compute.device)
+        # A trial would choose now this and now that.
+        chosen = "torch" if deterministic and backend == "auto" else backend
+        self._backend = Backend(chosen, self.network, self.compute, compile=compile)
         self.text = text_encoder or load_text_encoder(self.model.path, self.plan.text, self.compute.device)
 
     def __call__(
@@ -124,7 +146,19 @@ class Segmenter:
             PlanError: there are more or fewer scans than the plan has channels, or one of them is of another
                 modality than its channel.
             ScanError, PromptError: see `textseg.errors`.
+            NotEnoughMemoryError: the scan does not fit into the memory that it may take.
         """
+        with deterministic(self.deterministic):
+            return self._segment(scan, prompts, modality, clean_up, progress)
+
+    def _segment(
+        self,
+        scan: ScanLike,
+        prompts: str | Sequence[str],
+        modality: Modality | None,
+        clean_up: bool,
+        progress: Progress,
+    ) -> Segmentation:
         began = time.monotonic()
         understood = self.model.read_prompts(_texts(prompts))
         progress("reading", 0, 1)
@@ -153,6 +187,7 @@ class Segmenter:
             seconds=time.monotonic() - began,
             clean_up=clean_up,
             channels=channels,
+            memory=answer.memory,
         )
 
     def _own_answer(
@@ -161,23 +196,53 @@ class Segmenter:
         """What our own network says, spacing after spacing."""
         masks = empty_masks(len(understood), volume.geometry)
         presence = np.zeros(len(understood))
+        memory: list[MemoryFacts] = []
         for spacing_mm, members in self._by_spacing(understood).items():
             progress("preparing", 0, 1)
             prepared = prepare(volume, self.plan, modality, spacing_mm)
             text = self.text.embed([understood[i].canonical for i in members])
             stage = f"segmenting at {spacing_mm[0]:g} mm"
+            batches, facts = self._batches(prepared, len(members))
+            memory.append(facts)
             answer = segment_windows(
-                self.network, prepared.image, text, self.plan, self.compute, partial(progress, stage)
+                self._network_for(prepared),
+                prepared.image,
+                text,
+                self.plan,
+                self.compute,
+                partial(progress, stage),
+                batches,
+                prepared.air if self.plan.windows.skip_air else None,
             )
             threshold = logit_of(self.plan.masks.threshold)
             finisher = MaskFinisher(masks, members, prepared.geometry, prepared.scan, threshold)
-            for slab in answer.slabs():
-                finisher.add(slab)
+            finish_slabs(answer.slabs(), finisher, beside=self.compute.device.type == "cuda")
             presence[members] = answer.presence.numpy()
         for index in np.flatnonzero(presence < self.plan.masks.presence):
             # Known only when the last window was looked at.
             masks.clear(int(index))
-        return MaskAnswer(masks, presence, tuple(prompt.canonical for prompt in understood))
+        asked = tuple(prompt.canonical for prompt in understood)
+        largest = max(memory, key=lambda facts: facts.predicted_peak_bytes)
+        return MaskAnswer(masks, presence, asked, largest)
+
+    def _network_for(self, prepared: Prepared) -> PromptableNetwork:
+        shape = prepared.geometry.shape
+        window = window_shape(shape, self.plan)
+        windows = len(place_windows(shape, window, self.plan.windows.overlap))
+        return self._backend.network_for(window, len(self.plan.channels), windows)
+
+    def _batches(self, prepared: Prepared, prompts: int) -> tuple[Batches, MemoryFacts]:
+        """What to compute together for a prepared scan, and the peak of memory that this comes to."""
+        shape, dtype = prepared.geometry.shape, self.compute.dtype
+        window = window_shape(shape, self.plan)
+        if (window, dtype) not in self._footprints:
+            self._footprints[window, dtype] = footprint(self.plan, window, self.compute)
+        x, y, z = (max(sides) for sides in zip(shape, window, strict=True))
+        task = Task((len(self.plan.channels), x, y, z), window, prepared.scan.shape, prompts)
+        # What is free differs from run to run.
+        room = 2**60 if self.deterministic and self.memory is None else self.memory
+        batches, facts = choose_batches(task, self._footprints[window, dtype], self.compute, room)
+        return batches, replace(facts, budget_bytes=self.memory)
 
     def _by_spacing(self, prompts: Sequence[Prompt]) -> dict[tuple[float, float, float], list[int]]:
         """Which prompts share a working spacing, so that the image is prepared and encoded once for them."""

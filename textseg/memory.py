@@ -123,6 +123,8 @@ def demand(task: Task, network: Footprint, batches: Batches, compute: Compute) -
         return Demand(_resident_bytes() + LIBRARIES + masks + busiest, 0)
     held = torch.cuda.memory_allocated(compute.device)
     sums_here, sums_there = (sums, 0) if batches.sums_on_cpu else (0, sums)
+    # Slabs are copied to be finished beside the network.
+    finishing += 2 * sums
     finishing_here, finishing_there = (finishing, 0) if batches.sums_on_cpu else (0, finishing + kept)
     host = _resident_bytes() + LIBRARIES + masks + max(sums_here + finishing_here, mask)
     return Demand(host, held + sums_there + max(looking, finishing_there))

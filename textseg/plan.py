@@ -138,6 +138,8 @@ class WindowPlan(Part):
     size_voxels: Triple
     overlap: float = Field(ge=0, lt=1)
     sigma_fraction: float = Field(gt=0)
+    skip_air: bool = False
+    """Whether windows without a voxel of the body are not looked at; they count as holding nothing."""
 
 
 class MaskPlan(Part):

@@ -25,6 +25,7 @@ from textseg.prepare import ChannelSource
 from textseg.prompts import Prompt
 from textseg.report.preview import render_preview
 from textseg.scan import write_label_map, write_mask
+from textseg.sliding import MemoryFacts
 from textseg.version import __version__
 from textseg.volume import Modality, Volume
 
@@ -72,7 +73,8 @@ class Segmentation:
     """Masks (prompts, x, y, z) bool on the scan's own grid, and one `Found` a prompt.
 
     Masks may be packed: they read like an array, and `masks[0]` unpacks one of them. The scan is `volume`; of
-    several channels it has the first one's grid, and `channels` tells where each of them came from.
+    several channels it has the first one's grid, and `channels` tells where each of them came from. `memory`
+    is what the peak was predicted to be, where that can be told.
     """
 
     masks: NDArray[np.bool_] | PackedMasks
@@ -85,6 +87,7 @@ class Segmentation:
     seconds: float
     clean_up: bool = False
     channels: tuple[ChannelSource, ...] = ()
+    memory: MemoryFacts | None = None
 
     @property
     def geometry(self) -> Geometry:
@@ -181,6 +184,7 @@ class Segmentation:
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": round(self.seconds, 3),
             "device": self.compute,
+            "memory": self.memory.as_json() if self.memory else None,
             "scan": _scan_facts(self.volume, self.modality, self.modality_from) | self._channel_facts(),
             "model": {
                 "name": self.model.name,

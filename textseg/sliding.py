@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -46,6 +46,21 @@ class Batches:
     sums_on_cpu: bool = False
 
 
+@dataclass(frozen=True)
+class MemoryFacts:
+    """For the record: the predicted peak and the budget of the device that computes, and how that was met."""
+
+    predicted_peak_bytes: int
+    budget_bytes: int | None
+    windows_at_once: int
+    prompts_at_once: int
+    prompts_a_pass: int
+    sums_on_cpu: bool
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """logits (prompts, x, y, z) float32 on the image's grid and presence (prompts,) in 0 to 1."""
@@ -61,11 +76,12 @@ class Answer:
 @dataclass(frozen=True, eq=False)
 class MaskAnswer:
     """What a model says of a scan: masks (prompts, x, y, z) bool on the scan's own grid, presence (prompts,)
-    in 0 to 1, and the words that the network was asked for each prompt."""
+    in 0 to 1, the words that the network was asked for each prompt, and what memory was predicted."""
 
     masks: NDArray[np.bool_] | PackedMasks
     presence: NDArray[np.float64]
     asked: tuple[str, ...]
+    memory: MemoryFacts | None = None
 
 
 def segment_windows(

@@ -38,6 +38,12 @@ class MaskFormat(StrEnum):
     RTSTRUCT = "rtstruct"
 
 
+class BackendName(StrEnum):
+    AUTO = "auto"
+    TORCH = "torch"
+    OPENVINO = "openvino"
+
+
 WHAT, HOW, WHERE, SHOWN = "What to segment", "How", "What to write", "What to print"
 
 
@@ -83,6 +89,26 @@ def predict(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Processor threads; all by default.", rich_help_panel=HOW)
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="What the scan may take at its peak: 6GB, 800MB. Of the GPU where one computes; else of the "
+            "whole process. What is free by default.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
+    deterministic: Annotated[
+        bool,
+        typer.Option("--deterministic", help="The same masks bit for bit each time.", rich_help_panel=HOW),
+    ] = False,
+    backend: Annotated[
+        BackendName,
+        typer.Option(
+            help="What runs the image encoder on a CPU; auto takes OpenVINO where that is faster.",
+            rich_help_panel=HOW,
+        ),
+    ] = BackendName.AUTO,
     clean_up: Annotated[
         bool,
         typer.Option(
@@ -148,6 +174,7 @@ def predict(
     from textseg.models import find_model
     from textseg.scan import read_scan
 
+    budget = _bytes(memory) if memory else None
     chosen = find_model(model)
     chosen.check_channels(1 + len(channel or []))
     for prompt in chosen.read_prompts(texts):
@@ -166,7 +193,14 @@ def predict(
         progress("loading the model", 0, 1)
         from textseg.inference import Segmenter
 
-        segmenter = Segmenter(chosen.path, device=device.value, threads=threads)
+        segmenter = Segmenter(
+            chosen.path,
+            device=device.value,
+            threads=threads,
+            memory=budget,
+            deterministic=deterministic,
+            backend=backend.value,
+        )
         segmentation = segmenter(scans, texts, modality=kind, clean_up=clean_up, progress=progress)
         progress("writing", 0, 1)
         written = segmentation.write(to)
@@ -201,6 +235,12 @@ def notes_on(prompt: Prompt) -> list[str]:
     if prompt.unused:
         notes.append(f"In {prompt.text!r} these words are not understood: {', '.join(prompt.unused)}.")
     return notes
+
+
+def _bytes(memory: str) -> int:
+    from textseg.planning import parse_memory
+
+    return parse_memory(memory)
 
 
 def _named(scan: str) -> Path:

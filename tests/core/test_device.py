@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from textseg.device import Compute, Gpu, choose_compute, fastest_type, find_gpu
+from textseg.device import (
+    Compute,
+    Gpu,
+    NotEnoughMemoryError,
+    choose_compute,
+    deterministic,
+    fastest_type,
+    find_gpu,
+    is_out_of_memory,
+)
 from textseg.errors import DeviceError
 
 CPU = torch.device("cpu")
@@ -100,3 +109,28 @@ def test_products_run_in_the_chosen_type(dtype):
     with compute.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
     assert str(compute) == f"cpu in {str(dtype)[6:]}"
+
+
+def test_deterministic_algorithms_are_asked_for_and_given_back():
+    before = torch.are_deterministic_algorithms_enabled()
+    with deterministic():
+        assert torch.are_deterministic_algorithms_enabled()
+        with deterministic(False):
+            assert torch.are_deterministic_algorithms_enabled()
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (ValueError("out of memory"), False),
+        (NotEnoughMemoryError("The memory must hold one window."), False),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_missing_memory_is_told_from_other_errors(error, is_one):
+    assert is_out_of_memory(error) == is_one

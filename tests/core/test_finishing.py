@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from textseg.finishing import MaskFinisher, empty_masks
+from textseg.finishing import MaskFinisher, empty_masks, finish_slabs
 from textseg.geometry import AxisOrder, Box, Geometry
 from textseg.masks import above_threshold, logit_of
 from textseg.packed import PackedMasks
@@ -111,3 +111,25 @@ def test_groups_of_prompts_come_one_after_the_other_and_go_where_they_belong(til
     whole = expected(logits, working, scan)
     assert np.array_equal(masks[[4, 0, 2]], whole)
     assert not masks[[1, 3]].any()
+
+
+def test_finishing_beside_the_network_is_the_same(tilted):
+    scan = grid((21, 14, 18), (1.0, 1.5, 2.0), tilted)
+    working = working_grid(scan, (2.0, 2.0, 2.0))
+    logits = blobs(working.shape)
+    memory = torch.empty_like(logits[:, :2])
+
+    def slabs():
+        for start in range(0, working.shape[0], 2):
+            part = logits[:, start : start + 2]
+            # Each takes the memory of the one before, which may still be waiting.
+            memory[:, : part.shape[1]] = part
+            yield Slab(start, memory[:, : part.shape[1]], range(3))
+
+    found = []
+    for beside in (False, True):
+        masks = empty_masks(3, scan)
+        finish_slabs(slabs(), MaskFinisher(masks, range(3), working, scan, 0.0), beside=beside)
+        found.append(np.asarray(masks))
+    assert np.array_equal(*found)
+    assert np.array_equal(found[0], expected(logits, working, scan))

@@ -12,7 +12,7 @@ import torch
 import textseg
 from tests.dataset.two_channel_model import write_pet_ct_model
 from tests.tiny_model import TEXT_WIDTH, write_tiny_model
-from textseg.device import Compute
+from textseg.device import Compute, NotEnoughMemoryError
 from textseg.errors import ModelError, PlanError, PromptError, ScanError
 from textseg.geometry import AxisOrder, Box, Geometry
 from textseg.inference import Segmenter, segment, understand_all
@@ -371,3 +371,30 @@ def test_a_scan_that_is_not_there_is_refused(segmenter, tmp_path):
 def test_a_model_that_is_not_there_is_refused():
     with pytest.raises(ModelError, match="nowhere"):
         Segmenter("nowhere")
+
+
+# ---- memory and determinism ----
+
+
+def test_a_budget_is_kept_and_told_in_the_record_and_changes_no_mask(model, segmenter, volume):
+    prompts = ["liver", "left kidney", "spleen"]
+    free = segmenter(volume, prompts)
+    facts = free.record()["memory"]
+    assert facts["predicted_peak_bytes"] > 10**8
+    assert facts["budget_bytes"] is None
+    generous = Segmenter(model, device="cpu", memory=10**12)
+    generous.compute = segmenter.compute
+    kept = generous(volume, prompts)
+    assert kept.record()["memory"]["budget_bytes"] == 10**12
+    assert np.array_equal(kept.masks, free.masks)
+    with pytest.raises(NotEnoughMemoryError, match=r"0\.01 GB of memory do not suffice"):
+        Segmenter(model, device="cpu", memory=10**7)(volume, "liver")
+
+
+def test_deterministic_runs_agree_to_the_last_bit(model, volume):
+    before = torch.are_deterministic_algorithms_enabled()
+    segmenter = Segmenter(model, device="cpu", deterministic=True)
+    one, other = segmenter(volume, ["liver", "spleen"]), segmenter(volume, ["liver", "spleen"])
+    assert np.array_equal(one.masks, other.masks)
+    assert one.presence.tobytes() == other.presence.tobytes()
+    assert torch.are_deterministic_algorithms_enabled() == before
