@@ -190,4 +190,4 @@ def test_training_takes_the_encoder_that_the_plan_chooses(
     trained = run_recipe(plan, model, arrays, tmp_path / "run", lexicon, CPU, workers=0)
     write_scored_card(trained, plan, model, arrays, lexicon, Compute(CPU, torch.float32))
     assert len(calls) == 1  # the cards' words are among those of training, and so on disk
-    assert "the text encoder" in (model / "card.md").read_text()
+    assert "the text encoder" in (model / CARD_FILE).read_text(encoding="utf-8")
