@@ -1,12 +1,13 @@
 """What a few labelled cases give: fine-tuning from the default weights beside training from scratch.
 
+Scratch is tried twice: with the default's own network, and with the one that was planned for the dataset.
+
     python tests/benchmarks/finetune_against_scratch.py DATASET --plan PLAN --split SPLIT --work FOLDER
         [--cases 10] [--steps 300] [--every 25] [--curve curve.png] [--save]
 
 Both see the same few cases of the split's training list and are scored on the same held-back cases, by
 `textseg finetune` and `textseg train`: while they train on the part that validation takes, in the end on
-all of them. The plan is that of the network from scratch, from `textseg plan`; fine-tuning keeps that of
-the default.
+all of them. PLAN is from `textseg plan`.
 """
 
 from __future__ import annotations
@@ -66,14 +67,14 @@ def trained(command: list[str], model: Path, run: Path) -> dict[str, Any]:
 
 
 def draw(runs: dict[str, dict[str, Any]], cases: int, path: Path) -> None:
-    """The two curves as a picture."""
+    """The curves as a picture."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for (name, run), colour in zip(runs.items(), ("#d55e00", "#0072b2"), strict=True):
+    for (name, run), colour in zip(runs.items(), ("#d55e00", "#0072b2", "#009e73"), strict=True):
         steps, dice = zip(*run["curve"], strict=True)
         axes.plot(steps, dice, marker="o", markersize=4, color=colour, label=name)
     axes.set(xlabel="steps", ylabel="Dice on held-back cases", ylim=(0, 1))
@@ -107,7 +108,10 @@ def main() -> None:
         "fine-tuned from the default": trained(
             ["finetune", *common, "--from", str(start)], asked.work / "tuned", asked.work / "tuned.run"
         ),
-        "from scratch": trained(
+        "from scratch, the same network": trained(
+            ["train", *common, "--plan", str(start)], asked.work / "same", asked.work / "same.run"
+        ),
+        "from scratch, a network planned for the dataset": trained(
             ["train", *common, "--plan", str(plan)], asked.work / "fresh", asked.work / "fresh.run"
         ),
     }
