@@ -6,9 +6,12 @@ once; what is kept of the scan follows from shapes.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from textseg.atomic import write_bytes
 from textseg.device import Compute, NotEnoughMemoryError, find_gpu
+from textseg.embeddings.files import user_cache
 from textseg.geometry import Shape
 from textseg.network.build import build_network, fold_batch_norm
 from textseg.plan import Plan
@@ -83,8 +88,27 @@ class Task:
 def footprint(plan: Plan, window: Shape, compute: Compute) -> Footprint:
     """What a plan's network holds while it looks at one window; nothing is computed.
 
-    It runs on torch's meta device, whose tensors have shapes and no memory.
+    It is found out once and kept on disk: a second or two would be most of what a small scan takes.
     """
+    facts = (
+        plan.network.model_dump_json(),
+        len(plan.channels),
+        window,
+        str(compute.dtype),
+        torch.__version__,
+    )
+    path = user_cache() / "footprints" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
+    try:
+        return Footprint(**{name: int(size) for name, size in json.loads(path.read_text()).items()})
+    except (OSError, ValueError, AttributeError, TypeError):
+        found = _footprint(plan, window, compute)
+    with suppress(OSError):
+        write_bytes(path, json.dumps(asdict(found)).encode())
+    return found
+
+
+def _footprint(plan: Plan, window: Shape, compute: Compute) -> Footprint:
+    """By running it on torch's meta device, whose tensors have shapes and no memory."""
     with torch.device("meta"), torch.inference_mode():
         network = fold_batch_norm(build_network(plan))
         image = torch.empty((1, len(plan.channels), *window), dtype=compute.dtype)

@@ -45,7 +45,7 @@ BUSY = 1.5
 
 
 class Whole:
-    """A plain network of several classes as one that is asked for prompts, whose vectors are their numbers."""
+    """A plain network of several classes as one that is asked for prompts, which are their numbers."""
 
     total_stride = (16, 16, 16)
 

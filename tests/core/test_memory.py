@@ -40,6 +40,18 @@ def test_a_network_holds_more_for_larger_windows_and_more_prompts():
     assert half.features == small.features // 2
 
 
+def test_what_was_found_out_about_a_network_is_kept_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEXTSEG_CACHE", str(tmp_path))
+    plan = tiny_plan()
+    found = footprint(plan, (16, 16, 16), CPU)
+    (path,) = (tmp_path / "footprints").glob("*.json")
+    with monkeypatch.context() as known:
+        known.setattr(memory, "_footprint", lambda *rest: pytest.fail("It was known."))
+        assert footprint(plan, (16, 16, 16), CPU) == found
+    path.write_text("{}")
+    assert footprint(plan, (16, 16, 16), CPU) == found
+
+
 def test_a_hundred_prompts_on_a_large_scan_fit_8_gb():
     batches, facts = choose_batches(LARGE, NETWORK, CPU, 8 * 10**9)
     assert facts.predicted_peak_bytes <= 8 * 10**9
