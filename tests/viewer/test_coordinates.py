@@ -11,10 +11,12 @@ from tests.session.conftest import tilted
 from textseg.errors import ScanError
 from textseg.geometry import AxisOrder, Geometry
 from textseg.viewer.coordinates import (
+    OURS,
     WORLDS,
     ends_on_screen,
     layer_geometry,
     layer_matrix,
+    orientation,
     plane_position,
     shown_index,
     spatial_part,
@@ -22,7 +24,6 @@ from textseg.viewer.coordinates import (
     tilt_degrees,
     to_ras,
     to_scan,
-    vertical_direction,
 )
 
 ORDERS = [
@@ -39,25 +40,47 @@ def test_a_grid_goes_to_a_layer_and_back(order, world):
     assert layer_geometry((*geometry.shape[::-1],), matrix, world).is_close(geometry, 1e-9)
 
 
-def test_the_default_view_is_what_radiologists_look_at():
+def test_a_scan_is_laid_out_as_radiologists_look_at_it():
+    # The patient's right, front and head are where RAS+ grows; napari's axes run down and to the right.
     matrix = layer_matrix(LPS)
-    right, front = np.array([-1e3, 0, 0]), np.array([0, 1e3, 0])
-    for towards, axis, sign in ((right, 2, -1), (front, 1, -1)):
-        # RAS+ has the patient's right as its negative end's opposite: "R" is where x grows.
-        towards = -towards if axis == 2 else towards
-        place = LPS.to_voxels(LPS.to_world((3, 3, 2)) + towards)
+    ends = {"R": ((1, 0, 0), 2, -1), "A": ((0, 1, 0), 1, -1), "S": ((0, 0, 1), 0, -1)}
+    for step, axis, sign in ends.values():
+        place = LPS.to_voxels(LPS.to_world((3, 3, 2)) + step)
         moved = matrix[:3, :3] @ (to_scan(place) - to_scan((3, 3, 2)))
-        assert np.sign(moved[axis]) == sign
-    assert ends_on_screen((1, 2), vertical_direction((1, 2))) == ("R", "L", "A", "P")
-    assert ends_on_screen((0, 2), vertical_direction((0, 2))) == ("R", "L", "S", "I")
-    assert ends_on_screen((0, 1), vertical_direction((0, 1))) == ("A", "P", "S", "I")
-    assert ends_on_screen((1, 2), vertical_direction((1, 2), "SAR"), "SAR") == ("L", "R", "A", "P")
+        expected = np.zeros(3)
+        expected[axis] = sign
+        np.testing.assert_allclose(moved, expected, atol=1e-9)
 
 
-def test_3d_shows_no_mirror_image():
-    # Screen axes right, down, away form a right-handed frame, and so do napari's last three axes backwards.
-    shown = to_ras("SPL")[:, ::-1]
-    assert np.linalg.det(shown) == 1
+@pytest.mark.parametrize(
+    ("world", "displayed", "vertical", "ends"),
+    [
+        (OURS, (1, 2), "down", "RLAP"),
+        (OURS, (0, 2), "down", "RLSI"),
+        (OURS, (0, 1), "down", "APSI"),
+        ("SPL", (0, 2), "up", "RLSI"),
+        ("SAR", (1, 2), "up", "LRAP"),
+        ("RAS", (1, 2), "up", "ISAP"),
+    ],
+)
+def test_head_or_front_are_on_top_and_the_sides_have_letters(world, displayed, vertical, ends):
+    assert orientation(displayed, world)[1:] == (vertical, "right")
+    assert ends_on_screen(displayed, vertical, world) == tuple(ends)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_3d_shows_no_mirror_image(world):
+    # On the screen, x to the right, y up and z towards us are a right-handed frame.
+    screen = {
+        "towards": (0, 0, 1),
+        "away": (0, 0, -1),
+        "down": (0, -1, 0),
+        "up": (0, 1, 0),
+        "right": (1, 0, 0),
+    }
+    axes = np.transpose([screen[direction] for direction in orientation((0, 1, 2), world)])
+    assert np.linalg.det(axes @ np.linalg.inv(to_ras(world))) == pytest.approx(1)
+    assert orientation((0, 1, 2), OURS) == ("towards", "down", "right")
 
 
 def test_worlds_that_are_none_are_refused():

@@ -44,6 +44,7 @@ def test_words_marks_and_objects_are_told(begun, scan):
     np.testing.assert_array_equal(accepted.labels, inside)
     marked = begun.mark(POINT)
     assert marked.sentence == "Point: 0.125 ml."
+    assert set(np.unique(marked.mask)) == {0, 2}
     assert marked.number == 2
     assert len(marked.marks) == 1
     assert begun.accept("cyst").rows[1].name == "cyst"

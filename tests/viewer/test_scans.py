@@ -45,7 +45,7 @@ def test_a_layer_that_was_cut_counts_as_it_is_shown(flipped_scan):
     assert grid_of(layer).shape == (50, 38, 43)
 
 
-@pytest.mark.parametrize("world", ["SPL", "SAR"])
+@pytest.mark.parametrize("world", ["SPL", "SAR", "IPL"])
 def test_layers_of_others_are_read_as_they_are_said_to_be(scan, world):
     layer = FakeLayer(scan.voxels[0].T, layer_matrix(scan.geometry, world))
     assert grid_of(layer, world).is_close(scan.geometry, 1e-9)

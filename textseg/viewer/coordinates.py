@@ -3,9 +3,11 @@
 Three frames meet here. A scan's own array is (x, y, z), its world mm in RAS+ (`Geometry`). A layer's array is
 the same one read backwards, (z, y, x), as napari draws the last two axes. And napari's world has an axis for
 each axis of a layer, in that order, but says nothing about the patient: which end of the patient each of them
-runs to is written as three letters, "SPL" for the first axis towards the head, the second to the back, the
-third to the left. That is how our reader lays scans out. napari draws the second axis downwards and the third
-to the right, so "SPL" is what a radiologist looks at, and in 3D it is no mirror image.
+runs to is written as three letters, "IPL" for the first axis towards the feet, the second to the back, the
+third to the left. That is how our reader lays scans out: napari draws the second of two axes to the right and
+the first downwards, so that every plane is upright and the patient's left is on the right, as radiologists
+look at it; and "IPL" is right-handed, so that in 3D, where napari's first axis comes towards us, it is no
+mirror image.
 """
 
 from __future__ import annotations
@@ -18,21 +20,23 @@ from numpy.typing import ArrayLike
 from textseg.errors import ScanError
 from textseg.geometry import WORLD_ENDS, Floats, Geometry
 
-RADIOLOGICAL = "SPL"
-# What else the layers of other readers may be, by what it is called.
+OURS = "IPL"
+# What the layers of other readers may be, by what it is called; the first is the commonest.
 WORLDS = {
-    RADIOLOGICAL: "z, y, x as radiologists look (SPL)",
+    "SPL": "z, y, x of DICOM or ITK (SPL)",
+    OURS: "z, y, x, head first (IPL)",
     "SAR": "z, y, x of NIfTI (SAR)",
     "RAS": "x, y, z of NIfTI (RAS)",
     "LPS": "x, y, z of DICOM or ITK (LPS)",
 }
+COMMONEST = next(iter(WORLDS))
 OPPOSITE = dict(WORLD_ENDS) | {high: low for low, high in WORLD_ENDS}
 # An off-diagonal part of a layer's matrix that is smaller than this part of a voxel is rounding.
 ROUNDING = 1e-5
 
 
 def to_ras(world: str) -> Floats:
-    """The (3, 3) matrix from napari's world to RAS+, of axes that run to these ends, such as "SPL".
+    """The (3, 3) matrix from napari's world to RAS+, of axes that run to these ends, such as "IPL".
 
     Raises:
         ScanError: these are not three ends of three different axes of the patient.
@@ -44,12 +48,12 @@ def to_ras(world: str) -> Floats:
                 matrix[row, column] = 1.0 if letter == high else -1.0
     if len(world) != 3 or abs(np.linalg.det(matrix)) != 1:
         raise ScanError(
-            f"Three axes run to three different ends of the patient, such as {RADIOLOGICAL}, got {world!r}."
+            f"Three axes run to three different ends of the patient, such as {OURS}, got {world!r}."
         )
     return matrix
 
 
-def layer_matrix(geometry: Geometry, world: str = RADIOLOGICAL) -> Floats:
+def layer_matrix(geometry: Geometry, world: str = OURS) -> Floats:
     """The (4, 4) matrix of a layer whose array (z, y, x) is a scan's read backwards: indices to the world."""
     matrix = np.eye(4)
     back = np.linalg.inv(to_ras(world))
@@ -160,12 +164,18 @@ def to_scan(indices: ArrayLike) -> Floats:
     return np.asarray(indices, np.float64)[..., ::-1]
 
 
-def vertical_direction(displayed: Sequence[int], world: str = RADIOLOGICAL) -> str:
-    """ "up" or "down": to where the axis that is drawn upright has to grow for the head, or front, on top."""
-    return "up" if world[displayed[-2]] in "SA" else "down"
+def orientation(displayed: Sequence[int], world: str) -> tuple[str, str, str]:
+    """napari's camera for this world: depth, vertical and horizontal direction of the axes on the screen.
+
+    The head, or the front, is on top in 2D, and in 3D there is no mirror image. What we lay out ourselves
+    needs nothing but napari's own defaults.
+    """
+    depth = "towards" if np.linalg.det(to_ras(world)) > 0 else "away"
+    vertical = "up" if len(displayed) == 2 and world[displayed[0]] in "SA" else "down"
+    return depth, vertical, "right"
 
 
-def ends_on_screen(displayed: Sequence[int], vertical: str, world: str = RADIOLOGICAL) -> tuple[str, ...]:
+def ends_on_screen(displayed: Sequence[int], vertical: str, world: str) -> tuple[str, ...]:
     """The letters at the left, right, top and bottom of the 2D view."""
     down, right = world[displayed[-2]], world[displayed[-1]]
     top, bottom = (down, OPPOSITE[down]) if vertical == "up" else (OPPOSITE[down], down)

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,8 +58,8 @@ class Picture:
 
     Args:
         sentence: what the last step came to, in words.
-        mask: (x, y, z) what is being worked on.
-        number: that it will have once it is accepted.
+        mask: (x, y, z) what is being worked on; 0, or the number that it will have once it is accepted.
+        number: that one.
         labels: (x, y, z) the accepted objects.
         rows: these as a list.
         marks, text: of what is being worked on.
@@ -66,7 +67,7 @@ class Picture:
 
     sentence: str
     geometry: Geometry
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.unsignedinteger[Any]]
     number: int
     labels: NDArray[np.uint16]
     rows: tuple[Row, ...]
@@ -240,11 +241,13 @@ class Desk:
         """What there is to see now."""
         session = self.session
         labels, rows = self._objects(session)
+        number = len(rows) + 1
+        kind = np.uint8 if number <= np.iinfo(np.uint8).max else np.uint16
         return Picture(
             sentence=sentence,
             geometry=session.geometry,
-            mask=session.mask,
-            number=len(rows) + 1,
+            mask=session.mask * kind(number),
+            number=number,
             labels=labels,
             rows=rows,
             marks=session.marks,

@@ -79,7 +79,9 @@ def _corners(stroke: Stroke) -> Floats:
         )
     corners = np.stack([places[0], places[-1]])
     hidden = next(axis for axis in range(3) if axis not in stroke.displayed)
-    corners[:, hidden] += (-stroke.depth, stroke.depth)
+    if stroke.depth > 0:
+        # To the outer faces: on a finer working grid the outermost slices would else be half missing.
+        corners[:, hidden] += (-stroke.depth - 0.5, stroke.depth + 0.5)
     return corners
 
 

@@ -6,11 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from qtpy.QtWidgets import QFileDialog, QMenu
 
 from textseg.viewer.reading import PATTERNS, read_layers
 from textseg.viewer.saving import FORMATS, SaveFormat
-from textseg.viewer.scans import LayerData, image_layer, volume_of
+from textseg.viewer.scans import LayerData, image_layer, origin_of, volume_of
 
 if TYPE_CHECKING:
     from textseg.viewer.panel import Panel
@@ -80,8 +81,13 @@ class Files:
 
     def add_layers(self, layers: list[LayerData]) -> None:
         """Add scans, and work on the first of them."""
-        added = [self.panel.viewer.add_image(data, **options) for data, options, _ in layers]
+        viewer, first = self.panel.viewer, len(self.panel.viewer.layers) == 0
+        added = [viewer.add_image(data, **options) for data, options, _ in layers]
         self.panel.choose(added[0])
+        if first:
+            # The middle slice rather than the last, and all of it.
+            self.panel.go_to_index((np.array(added[0].data.shape[-3:]) - 1) // 2)
+            viewer.reset_view()
 
     def save_objects(self, path: Path, kind: SaveFormat) -> None:
         panel, key = self.panel, self.panel.key()
@@ -112,7 +118,8 @@ class Files:
         layer = self.panel.layer
         if layer is None:
             return f"scan{ending}"
-        file = volume_of(layer, self.panel.frame, self.panel.world).file
+        origin = origin_of(layer)
+        file = origin.files[self.panel.frame] if origin else None
         if file is None:
             return f"{layer.name}{ending}"
         return str(file.paths[0].parent / f"{file.stem}{ending}")

@@ -7,31 +7,27 @@ from functools import partial
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import ArrayLike
 from qtpy import QtGui
 from qtpy.QtCore import Qt, QTimer
-from qtpy.QtGui import QBrush, QColor, QKeySequence
-from qtpy.QtWidgets import QTableWidgetItem, QWidget
+from qtpy.QtGui import QKeySequence
+from qtpy.QtWidgets import QWidget
 
 from textseg.device import DeviceChoice
 from textseg.errors import TextsegError
 from textseg.geometry import Floats
 from textseg.prompts import default_lexicon
 from textseg.viewer.completion import History, completions
-from textseg.viewer.coordinates import (
-    RADIOLOGICAL,
-    ends_on_screen,
-    plane_position,
-    tilt_degrees,
-    vertical_direction,
-)
-from textseg.viewer.desk import Desk, Picture, ScanKey, model_names
+from textseg.viewer.coordinates import tilt_degrees
+from textseg.viewer.desk import Desk, Picture, Row, ScanKey, model_names
 from textseg.viewer.drawing import Stroke
 from textseg.viewer.files import Files
-from textseg.viewer.scans import grid_of, matrix_of, origin_of, volume_of
+from textseg.viewer.scans import ORIGIN, grid_of, matrix_of, volume_of, world_of
+from textseg.viewer.scene import show_plane, turn_upright
 from textseg.viewer.shortcuts import SHORTCUTS
 from textseg.viewer.shown import ShownLayers, colour_of
 from textseg.viewer.tools import Tools
-from textseg.viewer.widgets import TOOLS, Widgets
+from textseg.viewer.widgets import TOOLS, Widgets, fill_table
 from textseg.viewer.work import Work
 from textseg.volume import Modality
 
@@ -66,6 +62,10 @@ class Panel:
         self._names = default_lexicon().names()
         self._layers: list[Any] = []
         self._drawn_key: ScanKey | None = None
+        self._closed = False
+        self._rows: tuple[Row, ...] = ()
+        # Qt keeps the function, and with it the panel, as long as there is the widget.
+        self.widgets.root.destroyed.connect(lambda: self.close())
         self._connect()
         self._list_models()
         self._list_layers()
@@ -81,9 +81,8 @@ class Panel:
     @property
     def world(self) -> str:
         """To which ends of the patient napari's axes run, as far as the layer is concerned."""
-        if self.layer is None or origin_of(self.layer) is not None:
-            return RADIOLOGICAL
-        return str(self.widgets.world.currentData())
+        said = str(self.widgets.world.currentData())
+        return said if self.layer is None else world_of(self.layer, said)
 
     @property
     def frame(self) -> int:
@@ -172,8 +171,14 @@ class Panel:
         self.work.cancel()
 
     def close(self) -> None:
-        """Give mouse and thread back; the layers stay."""
-        self._timer.stop()
+        """Give mouse, keys and thread back; the layers stay."""
+        if self._closed:
+            return
+        self._closed = True
+        for event, callback in self._events():
+            event.disconnect(callback)
+        for shortcut in SHORTCUTS:
+            self.viewer.bind_key(shortcut.keys, None, overwrite=True)
         self.work.close()
         self.tools.close()
 
@@ -279,7 +284,7 @@ class Panel:
     def _look(self) -> None:
         """Another layer or frame, or other words about it: show what was done there, and what it is."""
         layer = self.layer
-        ours = layer is None or origin_of(layer) is not None
+        ours = layer is None or ORIGIN in layer.metadata
         self.widgets.world.setVisible(not ours)
         self.widgets.world_name.setVisible(not ours)
         self._turn_upright()
@@ -306,17 +311,7 @@ class Panel:
             self._look()
 
     def _turn_upright(self) -> None:
-        """The head, or the front, on top in the 2D view, and letters at its sides; 3D as napari has it."""
-        dims, world = self.viewer.dims, self.world
-        displayed = [axis - (dims.ndim - 3) for axis in dims.displayed]
-        flat = dims.ndisplay == 2 and dims.ndim >= 3 and min(displayed) >= 0 and self.layer is not None
-        vertical = vertical_direction(displayed, world) if flat else "down"
-        self.viewer.camera.orientation2d = (vertical, "right")
-        overlay = self.viewer.text_overlay
-        overlay.visible = flat
-        if flat:
-            left, right, top, bottom = ends_on_screen(displayed, vertical, world)
-            overlay.text = f"{left} ◂ ▸ {right}   {top} ▴ ▾ {bottom}"
+        turn_upright(self.viewer, self.world if self.layer is not None else None)
 
     def _matrix(self) -> Floats | None:
         try:
@@ -350,28 +345,15 @@ class Panel:
             # Where it could not be loaded, the one before is still there.
             self.do(lambda: None, lambda _: self._show_chosen_model())
 
-    def _list_objects(self, rows: tuple[Any, ...]) -> None:
-        table = self.widgets.table
-        table.setRowCount(len(rows))
-        for place, row in enumerate(rows):
-            swatch = QTableWidgetItem()
-            swatch.setBackground(QBrush(QColor.fromRgbF(*colour_of(row.number))))
-            volume = QTableWidgetItem(f"{row.volume_ml:.2f}")
-            volume.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
-            name = QTableWidgetItem(row.name)
-            name.setData(Qt.ItemDataRole.UserRole, tuple(float(index) for index in row.centre))
-            for column, item in enumerate((swatch, name, volume)):
-                table.setItem(place, column, item)
+    def _list_objects(self, rows: tuple[Row, ...]) -> None:
+        self._rows = rows
+        fill_table(self.widgets.table, [(colour_of(row.number), row.name, row.volume_ml) for row in rows])
 
-    def _go_to_object(self, row: int) -> None:
-        matrix, item = self._matrix(), self.widgets.table.item(row, 1)
-        dims = self.viewer.dims
-        before = dims.ndim - 3
-        displayed = [axis - before for axis in dims.displayed]
-        if matrix is not None and dims.ndisplay == 2 and min(displayed) >= 0:
-            position = plane_position(item.data(Qt.ItemDataRole.UserRole), matrix, displayed)
-            for axis in set(range(3)) - set(displayed):
-                dims.set_point(axis + before, position[axis])
+    def go_to_index(self, index: ArrayLike) -> None:
+        """Show the plane of a place (3,) in the layer's array; nothing in 3D."""
+        matrix = self._matrix()
+        if matrix is not None:
+            show_plane(self.viewer, matrix, index)
 
     # ---- connections ----
 
@@ -384,7 +366,7 @@ class Panel:
         self.widgets.completer.model().setStringList(found)
 
     def _connect(self) -> None:
-        widgets, viewer = self.widgets, self.viewer
+        widgets = self.widgets
         for name in ("say", "undo", "redo", "reset", "accept", "remove", "cancel"):
             getattr(widgets, name).clicked.connect(lambda _=False, name=name: getattr(self, name)())
         widgets.sign.clicked.connect(lambda _=False: self.toggle_sign())
@@ -397,15 +379,23 @@ class Panel:
             combo.currentIndexChanged.connect(lambda _=0: self._look())
         for combo in (widgets.model, widgets.device):
             combo.activated.connect(lambda _=0: self._choose_model())
-        widgets.table.cellDoubleClicked.connect(lambda row, _: self._go_to_object(row))
-        for event in (viewer.layers.events.inserted, viewer.layers.events.removed):
-            event.connect(lambda _=None: self._list_layers())
-        viewer.dims.events.order.connect(lambda _=None: self._turn_upright())
-        viewer.dims.events.ndisplay.connect(lambda _=None: self._turn_upright())
-        viewer.dims.events.point.connect(lambda _=None: self._on_dims())
-        self._bind_keys(viewer)
+        widgets.table.cellDoubleClicked.connect(lambda row, _: self.go_to_index(self._rows[row].centre))
+        for event, callback in self._events():
+            event.connect(callback)
+        self._bind_keys(self.viewer)
         self._shortcut(widgets.prompt, "Up", lambda: self._put(self.history.older))
         self._shortcut(widgets.prompt, "Down", lambda: self._put(self.history.newer))
+
+    def _events(self) -> list[tuple[Any, Callable[[], None]]]:
+        """napari's events, and what each brings about."""
+        layers, dims = self.viewer.layers.events, self.viewer.dims.events
+        return [
+            (layers.inserted, self._list_layers),
+            (layers.removed, self._list_layers),
+            (dims.order, self._turn_upright),
+            (dims.ndisplay, self._turn_upright),
+            (dims.point, self._on_dims),
+        ]
 
     def _put(self, step: Callable[[str], str]) -> None:
         self.widgets.prompt.setText(step(self.widgets.prompt.text()))
@@ -428,8 +418,4 @@ def make_panel(viewer: Any = None) -> QWidget:
     """The panel for a napari window, by default the one in front: what the Plugins menu opens."""
     import napari
 
-    panel = Panel(viewer or napari.current_viewer())
-    root = panel.widgets.root
-    # Qt keeps the function, and with it the panel, as long as there is the widget.
-    root.destroyed.connect(lambda: panel.close())
-    return root
+    return Panel(viewer or napari.current_viewer()).widgets.root

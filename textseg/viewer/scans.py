@@ -12,7 +12,14 @@ from numpy.typing import NDArray
 from textseg.errors import ScanError
 from textseg.geometry import Floats, Geometry
 from textseg.report.preview import CT_WINDOW
-from textseg.viewer.coordinates import RADIOLOGICAL, layer_geometry, layer_matrix, spatial_part, straightened
+from textseg.viewer.coordinates import (
+    COMMONEST,
+    OURS,
+    layer_geometry,
+    layer_matrix,
+    spatial_part,
+    straightened,
+)
 from textseg.volume import Modality, ScanFile, Volume, guess_modality
 
 # Under this name in a layer's metadata.
@@ -85,6 +92,11 @@ def origin_of(layer: Any) -> Origin | None:
     return origin if same else None
 
 
+def world_of(layer: Any, world: str) -> str:
+    """The ends to which napari's axes run for a layer: ours for those we made, moved or not, else as said."""
+    return OURS if isinstance(layer.metadata.get(ORIGIN), Origin) else world
+
+
 def matrix_of(layer: Any) -> Floats:
     """The (4, 4) matrix from a layer's last three indices to napari's world: scale, affine and all the rest.
 
@@ -99,7 +111,7 @@ def matrix_of(layer: Any) -> Floats:
     return spatial_part(matrix)
 
 
-def grid_of(layer: Any, world: str = RADIOLOGICAL) -> Geometry:
+def grid_of(layer: Any, world: str = COMMONEST) -> Geometry:
     """The grid of a layer's array read backwards.
 
     Args:
@@ -112,10 +124,12 @@ def grid_of(layer: Any, world: str = RADIOLOGICAL) -> Geometry:
     origin = origin_of(layer)
     if origin is not None:
         return origin.geometry
-    return layer_geometry(layer.data.shape[-3:], matrix_of(layer), world, _mm_per_unit(layer))
+    return layer_geometry(
+        layer.data.shape[-3:], matrix_of(layer), world_of(layer, world), _mm_per_unit(layer)
+    )
 
 
-def volume_of(layer: Any, frame: int = 0, world: str = RADIOLOGICAL) -> Volume:
+def volume_of(layer: Any, frame: int = 0, world: str = COMMONEST) -> Volume:
     """The scan that a layer shows, of a 4D layer one frame; reads a lazy array, so it may take a while.
 
     Raises:

@@ -51,7 +51,7 @@ class ShownLayers:
         """Everything after a step; matrix: (4, 4) of the scan's layer."""
         self._matrix = matrix
         self._show_labels(OBJECTS, picture.labels.T)
-        self._show_labels(NOW, picture.mask.T.astype(np.uint16) * picture.number)
+        self._show_labels(NOW, picture.mask.T)
         self._show_marks(picture)
 
     def show_stroke(self, stroke: Stroke | None) -> None:

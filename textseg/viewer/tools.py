@@ -11,6 +11,7 @@ from textseg.geometry import Floats
 from textseg.interactive.marks import MarkKind
 from textseg.viewer.coordinates import shown_index
 from textseg.viewer.drawing import Stroke
+from textseg.viewer.scene import camera_of
 
 IN_3D = "Marks are drawn in the 2D view. Go there with Ctrl+Y."
 
@@ -41,7 +42,8 @@ class Tools:
         self._matrix, self._preview, self._finished, self._refused = matrix, preview, finished, refused
         viewer.mouse_drag_callbacks.append(self._drag)
         # napari lets the active layer decide; with a tool in hand the mouse draws whatever layer is active.
-        viewer.camera.events.mouse_pan.connect(self._hold_still)
+        self.camera = camera_of(viewer)
+        self.camera.events.mouse_pan.connect(self._hold_still)
 
     @property
     def tool(self) -> MarkKind | None:
@@ -50,17 +52,17 @@ class Tools:
     @tool.setter
     def tool(self, tool: MarkKind | None) -> None:
         self._tool = tool
-        self.viewer.camera.mouse_pan = tool is None
+        self.camera.mouse_pan = tool is None
 
     def close(self) -> None:
         """Leave the mouse to napari."""
         self.tool = None
         self.viewer.mouse_drag_callbacks.remove(self._drag)
-        self.viewer.camera.events.mouse_pan.disconnect(self._hold_still)
+        self.camera.events.mouse_pan.disconnect(self._hold_still)
 
     def _hold_still(self) -> None:
-        if self._tool is not None and self.viewer.camera.mouse_pan:
-            self.viewer.camera.mouse_pan = False
+        if self._tool is not None and self.camera.mouse_pan:
+            self.camera.mouse_pan = False
 
     def _drag(self, viewer: Any, event: Any) -> Iterator[None]:
         matrix = self._matrix()

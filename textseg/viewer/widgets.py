@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from qtpy.QtCore import Qt
-from qtpy.QtGui import QKeySequence
+from qtpy.QtGui import QBrush, QColor, QKeySequence
 from qtpy.QtWidgets import (
     QAbstractItemView,
     QButtonGroup,
@@ -24,6 +25,7 @@ from qtpy.QtWidgets import (
     QSizePolicy,
     QSpinBox,
     QTableWidget,
+    QTableWidgetItem,
     QVBoxLayout,
     QWidget,
 )
@@ -83,8 +85,8 @@ class Widgets:
         box, grid = _box("Scan and model")
         _row(grid, 0, "Scan", self.layer, self.open)
         _row(grid, 1, self.world_name, self.world)
-        _row(grid, 2, "Model", self.model, self.device)
-        _row(grid, 3, "Modality", self.modality)
+        _row(grid, 2, "Model", self.model)
+        _row(grid, 3, "Modality", _beside(self.modality, QLabel("Device"), self.device))
         grid.setColumnStretch(1, 1)
         return box
 
@@ -203,6 +205,17 @@ def _table() -> Any:
     return table
 
 
+def fill_table(table: Any, rows: Sequence[tuple[tuple[float, ...], str, float]]) -> None:
+    """Show objects: colour (red, green, blue, opacity from 0 to 1), name, volume in ml."""
+    table.setRowCount(len(rows))
+    for place, (colour, name, volume_ml) in enumerate(rows):
+        swatch, volume = QTableWidgetItem(), QTableWidgetItem(f"{volume_ml:.2f}")
+        swatch.setBackground(QBrush(QColor.fromRgbF(*colour)))
+        volume.setTextAlignment(Qt.AlignmentFlag.AlignRight | Qt.AlignmentFlag.AlignVCenter)
+        for column, item in enumerate((swatch, QTableWidgetItem(name), volume)):
+            table.setItem(place, column, item)
+
+
 def _doing(action: str) -> str:
     """What a shortcut does, and its key, as a tip."""
     shortcut = next(one for one in SHORTCUTS if one.action == action)
@@ -225,6 +238,15 @@ def _row(
     grid.addWidget(widget, row, 1, 1, 1 if last else 2)
     if last is not None:
         grid.addWidget(last, row, 2)
+
+
+def _beside(*widgets: QWidget) -> QWidget:
+    """Widgets in one row, combos as wide as one another."""
+    row = QWidget()
+    layout = _tight(QHBoxLayout(row))
+    for widget in widgets:
+        layout.addWidget(widget, 1 if isinstance(widget, QComboBox) else 0)
+    return row
 
 
 def _tight(layout: QHBoxLayout) -> QHBoxLayout:

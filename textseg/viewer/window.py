@@ -51,7 +51,6 @@ def open_window(
 
     viewer = napari.Viewer(title="textseg", show=show)
     panel = Panel(viewer, Desk(chosen=(model, device)))
-    panel.widgets.root.destroyed.connect(lambda: panel.close())
     viewer.window.add_dock_widget(panel.widgets.root, name="textseg", area="right")
     if layers:
         panel.files.add_layers(layers)
