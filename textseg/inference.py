@@ -80,6 +80,9 @@ def segment(
 class Segmenter:
     """A model that stays loaded and segments one scan after another.
 
+    Models of other projects compute in float32 on processors, so that their masks are what their own code
+    gives; our own take the processor's fastest type.
+
     Args:
         model: "default", another shipped model, or a model's folder: ours, or one of VoxTell or nnU-Net.
         device: "auto", "cpu" or "cuda".
@@ -112,6 +115,9 @@ class Segmenter:
         self._footprints: dict[tuple[Shape, torch.dtype], Footprint] = {}
         self.model: ModelFolder = find_model(model)
         self._foreign: ForeignModel | None = None
+        if self.model.kind != "textseg" and self.compute.device.type == "cpu":
+            # As their own projects compute on processors: faster types move a mask's border here and there.
+            self.compute = replace(self.compute, dtype=torch.float32)
         if self.model.kind == "voxtell":
             self._foreign = VoxTellModel(self.model.path, self.compute.device, text_encoder)
             return

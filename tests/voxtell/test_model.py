@@ -37,11 +37,13 @@ def scan(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def segmenter(shared_folder, cpu):
-    segmenter = Segmenter(shared_folder, device="cpu")
-    # The same on every processor.
-    segmenter.compute = cpu
-    return segmenter
+def segmenter(shared_folder):
+    return Segmenter(shared_folder, device="cpu")
+
+
+def test_a_processor_computes_as_exactly_as_voxtells_own_code(shared_folder, monkeypatch):
+    monkeypatch.setattr("textseg.device.fastest_type", lambda device: torch.bfloat16)
+    assert Segmenter(shared_folder, device="cpu").compute.dtype == torch.float32
 
 
 def test_a_released_folder_and_a_converted_one_are_models(folder, tmp_path):

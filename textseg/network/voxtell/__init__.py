@@ -14,7 +14,7 @@ computed for it, with the same values up to rounding:
 A further prompt costs half: 0.25 s instead of 0.52 s in a window of 64³ voxels with the release's widths of
 the three finest stages (float32, one thread of an AMD EPYC with AVX-512).
 
-In float32 the logits are those of VoxTell's own code to 1e-3. Where the processor has bfloat16 it is used: a
-window takes a fifth of the time, logits move by up to 0.03, and 0.18 % of its voxels change sides (three
-prompts in 64³ voxels of a small folder whose outputs by VoxTell's own code are known; AVX-512-BF16).
+In float32, which `Segmenter` takes on processors, the logits are those of VoxTell's own code to 1e-3. In
+bfloat16 a window takes a fifth of the time, logits move by up to 0.03, and 0.18 % of its voxels change sides
+(three prompts in 64³ voxels of a small folder whose outputs by VoxTell's own code are known; AVX-512-BF16).
 """
