@@ -317,6 +317,10 @@ def test_the_window_looks_as_it_did(viewer, panel, flipped_scan, tmp_path):
     panel.use_scribble()
     drag(viewer, [(12, 8, 30), (12, 14, 36), (12, 10, 42)], matrix)
     settle(panel)
+    # The layers that a first stroke brings along must not move the slider.
+    (line,) = viewer.layers["textseg strokes"].data
+    np.testing.assert_allclose(line, [(12, 8, 30), (12, 14, 36), (12, 10, 42)], atol=0.2)
+    assert viewer.dims.point[0] == pytest.approx(16)
     panel.toggle_help()
     settle(panel)
     picture = Image.fromarray(viewer.window.screenshot(canvas_only=False, flash=False)).convert("L")

@@ -54,8 +54,9 @@ class ShownLayers:
         self._show_labels(NOW, picture.mask.T)
         self._show_marks(picture)
 
-    def show_stroke(self, stroke: Stroke | None) -> None:
-        """What is being drawn; None takes it away."""
+    def show_stroke(self, stroke: Stroke | None, matrix: Floats) -> None:
+        """What is being drawn; None takes it away. matrix: (4, 4) of the scan's layer."""
+        self._matrix = matrix
         layer = self._layer(STROKE, self._add_shapes)
         self._set_shapes(layer, [] if stroke is None else [outline(stroke)], [stroke and stroke.positive])
 
@@ -103,9 +104,12 @@ class ShownLayers:
         """Our layer of this name; a new one leaves the one that a person works with the active one."""
         if name in self.viewer.layers:
             return self.viewer.layers[name]
-        active = self.viewer.layers.selection.active
+        active, point = self.viewer.layers.selection.active, self.viewer.dims.point
         layer = add(name)
         self._prepare(layer)
+        # An empty layer reaches from 0 to 0 for napari, which then goes to another slice.
+        if len(point) == self.viewer.dims.ndim:
+            self.viewer.dims.point = point
         if active is not None:
             self.viewer.layers.selection.active = active
         return layer
@@ -117,17 +121,19 @@ class ShownLayers:
     def _add_labels(self, name: str, data: Any) -> Any:
         colours: dict[int | None, Any] = {number: colour_of(number) for number in range(1, MOST_OBJECTS + 1)}
         colormap = DirectLabelColormap(color_dict={None: (0.8, 0.8, 0.8, 1.0), 0: (0, 0, 0, 0), **colours})
-        layer = self.viewer.add_labels(data, name=name, opacity=OPACITY, colormap=colormap)
+        layer = self.viewer.add_labels(
+            data, name=name, opacity=OPACITY, colormap=colormap, affine=self._matrix
+        )
         # Painted voxels would not reach the session: corrections are marks.
         layer.editable = False
         return layer
 
     def _add_shapes(self, name: str) -> Any:
-        return self.viewer.add_shapes([], ndim=3, name=name, opacity=0.9)
+        return self.viewer.add_shapes([], ndim=3, name=name, opacity=0.9, affine=self._matrix)
 
     def _add_points(self, name: str) -> Any:
         return self.viewer.add_points(
-            ndim=3, name=name, size=POINT_VOXELS, border_width=0.15, border_color="black"
+            ndim=3, name=name, size=POINT_VOXELS, border_width=0.15, border_color="black", affine=self._matrix
         )
 
 

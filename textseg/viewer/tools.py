@@ -22,7 +22,7 @@ class Tools:
     Args:
         viewer: napari's.
         matrix: gives the (4, 4) matrix of the layer that is drawn on; None where there is none.
-        preview: called with what is drawn so far, None once it is finished.
+        preview: called with what is drawn so far, None once it is finished, and the layer's matrix.
         finished: called with what was drawn.
         refused: called with the words of why nothing can be drawn.
     """
@@ -31,7 +31,7 @@ class Tools:
         self,
         viewer: Any,
         matrix: Callable[[], Floats | None],
-        preview: Callable[[Stroke | None], None],
+        preview: Callable[[Stroke | None, Floats], None],
         finished: Callable[[Stroke], None],
         refused: Callable[[str], None],
     ) -> None:
@@ -85,13 +85,13 @@ class Tools:
                 places.append(place)
 
         add()
-        self._preview(stroke())
+        self._preview(stroke(), matrix)
         yield
         while event.type == "mouse_move":
             add()
-            self._preview(stroke())
+            self._preview(stroke(), matrix)
             yield
-        self._preview(None)
+        self._preview(None, matrix)
         self._finished(stroke())
 
     def _others_draw(self) -> bool:
