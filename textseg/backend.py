@@ -62,21 +62,21 @@ class Backend:
                 raise DeviceError("OpenVINO computes on the CPU, got the device cuda. Try --device cpu.")
             import_extra("openvino", "openvino", "The backend openvino")
         self.choice, self._network, self._compute = choice, network, compute
-        self._torch: PromptableNetwork = CompiledNetwork(network) if compile else network
+        self._compiled = CompiledNetwork(network) if compile else None
         self._converted: dict[Shape, PromptableNetwork | None] = {}
 
-    def network_for(self, window: Shape, channels: int, windows: int) -> PromptableNetwork:
-        """The network for windows (x, y, z) of a scan that has so many of them."""
+    def network_for(self, window: Shape, channels: int, windows: int) -> PromptableNetwork | None:
+        """The network for windows (x, y, z) of a scan that has so many of them; None for it as it is."""
         if self.choice == "torch" or self._compute.device.type != "cpu":
-            return self._torch
+            return self._compiled
         if window not in self._converted:
             if self.choice == "openvino":
                 self._converted[window] = self._openvino(window, channels)
             elif not self._is_worth_it(window, channels, windows):
-                return self._torch
+                return self._compiled
             else:
                 self._converted[window] = self._winner(window, channels)
-        return self._converted[window] or self._torch
+        return self._converted[window] or self._compiled
 
     def _is_worth_it(self, window: Shape, channels: int, windows: int) -> bool:
         if importlib.util.find_spec("openvino") is None:
@@ -104,8 +104,9 @@ class Backend:
     def _trial(self, converted: PromptableNetwork, shape: tuple[int, ...]) -> float:
         """How many times faster OpenVINO encodes a window than torch."""
         image = torch.randn((1, *shape)).contiguous(memory_format=torch.channels_last_3d)
+        as_it_is = self._compiled or self._network
         with torch.inference_mode(), self._compute.autocast():
-            ours, theirs = (_quickest(partial(each.encode, image)) for each in (self._torch, converted))
+            ours, theirs = (_quickest(partial(each.encode, image)) for each in (as_it_is, converted))
         return ours / theirs
 
     def _trial_key(self, window: Shape, channels: int) -> str:

@@ -235,7 +235,7 @@ class Segmenter:
         shape = prepared.geometry.shape
         window = window_shape(shape, self.plan)
         windows = len(place_windows(shape, window, self.plan.windows.overlap))
-        return self._backend.network_for(window, len(self.plan.channels), windows)
+        return self._backend.network_for(window, len(self.plan.channels), windows) or self.network
 
     def _batches(self, prepared: Prepared, prompts: int) -> tuple[Batches, MemoryFacts]:
         """What to compute together for a prepared scan, and the peak of memory that this comes to."""
