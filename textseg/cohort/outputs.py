@@ -31,7 +31,7 @@ DICOM_FORMATS: dict[str, DicomKind] = {"dicom-seg": "seg", "rtstruct": "rtstruct
 # Of a DICOM scan only these facts can't tell whose it is.
 HARMLESS = ("dicom_modality", "slices", "volume", "warnings")
 # These differ from run to run; the journal keeps them, so that the same job always leaves the same bytes.
-OF_THE_MOMENT = ("time", "seconds")
+OF_THE_MOMENT = ("time", "seconds", "memory")
 
 
 def write_outputs(segmentation: Segmentation, task: Task) -> None:
