@@ -24,7 +24,7 @@ from textseg_cli.cohort_tables import (
 )
 from textseg_cli.exits import BAD_INPUT, FAILED, STOPPED, plain_errors
 from textseg_cli.output import Screen, hide_library_warnings
-from textseg_cli.predict import Device, ModalityChoice, _prompts_in
+from textseg_cli.predict import Device, ModalityChoice
 
 if TYPE_CHECKING:
     from textseg.cohort.jobs import Settings
@@ -360,9 +360,10 @@ def _request(
     model: str,
 ) -> Request:
     from textseg.cohort.request import Request
+    from textseg.prompts import read_prompts_file
 
     sources, prompts = _sources_and_prompts([source, *(words or [])])
-    prompts += _prompts_in(prompts_file) if prompts_file else []
+    prompts += read_prompts_file(prompts_file) if prompts_file else []
     return Request(
         sources=tuple(os.path.abspath(one) for one in sources),
         prompts=tuple(prompts),

@@ -165,7 +165,9 @@ def predict(
     if quiet:
         hide_library_warnings()
     kind = None if modality is ModalityChoice.AUTO else cast("Modality", modality.value)
-    texts = [*(prompts or []), *(_prompts_in(prompts_file) if prompts_file else [])]
+    from textseg.prompts import read_prompts_file
+
+    texts = [*(prompts or []), *(read_prompts_file(prompts_file) if prompts_file else [])]
     if not texts:
         raise PromptError('At least one prompt is needed, such as "liver"; give PROMPT or --prompts-file.')
 
@@ -248,18 +250,6 @@ def _named(scan: str) -> Path:
     if not scan.strip():
         raise ScanError("A scan must be a file or a folder, got an empty name. Is a variable unset?")
     return Path(scan)
-
-
-def _prompts_in(path: Path) -> list[str]:
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise PromptError(f"A prompts file must be readable, but {path} is not: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(
-            f"A prompts file must be UTF-8 text, but {path} is not. Save it as UTF-8."
-        ) from error
-    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
 def _folder_and_name(out: Path, ending: str | None) -> tuple[Path, str | None]:

@@ -2,6 +2,7 @@
 
 from textseg.prompts.cleaning import clean
 from textseg.prompts.lexicon import Concept, Lexicon, LexiconError, default_lexicon, variants
+from textseg.prompts.listed import read_prompts_file
 from textseg.prompts.paraphrase import HELD_OUT_TEMPLATES, paraphrase, split_of
 from textseg.prompts.understanding import Prompt, canonical_name, suggest, understand
 
@@ -15,6 +16,7 @@ __all__ = [
     "clean",
     "default_lexicon",
     "paraphrase",
+    "read_prompts_file",
     "split_of",
     "suggest",
     "understand",
