@@ -18,8 +18,21 @@ def shared_data() -> Path:
     return folder
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     parser.addoption("--download", action="store_true", help="also run tests that fetch weights")
+    # pytest-qt ends every run, of whatever tests, where there is no Qt or a library that it needs is missing.
+    if pluginmanager.hasplugin("pytest-qt") and not _qt_can_be_loaded():
+        pluginmanager.unregister(name="pytest-qt")
+
+
+def _qt_can_be_loaded() -> bool:
+    from pytestqt.qt_compat import qt_api
+
+    try:
+        qt_api.set_qt_api("")
+    except (ImportError, pytest.UsageError):
+        return False
+    return True
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -68,6 +68,8 @@ def qt(request):
     for module, name in (("napari", "napari"), ("pytestqt", "pytest-qt")):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"Needs {name}, which is not installed.")
+    if not request.config.pluginmanager.hasplugin("pytest-qt"):
+        pytest.skip("Needs Qt, of which a part or a library of the system is missing.")
     if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         pytest.skip("Needs a display: run it under xvfb-run.")
     return request.getfixturevalue("qtbot")
