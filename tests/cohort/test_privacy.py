@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -60,13 +61,22 @@ def secrets_of(archive: Path) -> Iterator[bytes]:
 
 
 def places_of(secret: bytes, folder: Path) -> list[str]:
-    """Files whose name or content holds a secret."""
+    """Files whose name or content holds a secret, what is compressed looked into as well."""
     files = [path for path in folder.rglob("*") if path.is_file()]
     return [
         str(path)
         for path in files
-        if secret in str(path.relative_to(folder)).lower().encode() or secret in path.read_bytes().lower()
+        if secret in str(path.relative_to(folder)).lower().encode() or secret in content_of(path).lower()
     ]
+
+
+def content_of(path: Path) -> bytes:
+    content = path.read_bytes()
+    if path.suffix == ".gz":
+        return gzip.decompress(content)
+    if path.suffix == ".parquet":
+        return repr(pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()).encode()
+    return content
 
 
 @pytest.mark.parametrize("ids", ["hash", "drop"])
@@ -116,12 +126,13 @@ def test_dropped_names_stay_when_series_are_added(
     assert len(after) == 2 * len(before)
 
 
+@pytest.mark.parametrize("name", ["Quixote_Dulcinea", "ct_Quixote_2019", "dulcineaq"])
 def test_sources_named_after_the_patient_are_not_kept(
-    tmp_path: Path, out: Path, tiny_model: Path, write_series: Series
+    tmp_path: Path, out: Path, tiny_model: Path, write_series: Series, name: str
 ) -> None:
-    source = write_series(tmp_path / "Quixote_Dulcinea", 1)
+    source = write_series(tmp_path / name, 1)
     run_here(source, out, tiny_model, preview=False)
-    assert places_of(b"quixote", out) == []
+    assert places_of(b"quixote", out) == places_of(b"dulcinea", out) == []
     with pytest.raises(CohortError, match=r"sources .* were not kept"):
         what_was_asked(out)
 
@@ -148,9 +159,14 @@ def test_a_manifest_may_not_name_a_scan_after_its_patient(
     run_here(manifest, out, tiny_model, preview=False)
     (row,) = summary_rows(out, entries_of(out))
     assert (row["id"], row["note"]) == ("case_7", f"seen by Dr {HIDDEN}")
-    manifest.write_text(f"scan,id\n{series},{PATIENT_ID}\n")
-    with pytest.raises(CohortError, match=r"Row 1 .* identifier"):
-        run_here(manifest, out, tiny_model)
+    for name in (PATIENT_ID, f"pat_{PATIENT_ID}_a"):
+        manifest.write_text(f"scan,id\n{series},{name}\n")
+        with pytest.raises(CohortError, match=r"Row 1 .* identifier"):
+            run_here(manifest, out, tiny_model)
+    # What was scanned tells nothing of whom.
+    manifest.write_text(f"scan,id\n{series},follow-up_7\n")
+    run_here(manifest, out, tiny_model, preview=False)
+    assert "follow-up_7" in {entry.id for entry in entries_of(out)}
 
 
 def test_the_salt_is_kept_for_its_owner_alone(out: Path) -> None:
@@ -173,6 +189,57 @@ def test_names_are_hidden_however_they_are_written() -> None:
     assert hide(text, secrets) == (
         f"{HIDDEN} ({HIDDEN}, {HIDDEN}) on {HIDDEN}: {HIDDEN} and {HIDDEN} of the liver in 42 slices"
     )
+
+
+def test_names_are_hidden_as_people_join_them_to_others() -> None:
+    header = pydicom.Dataset()
+    header.PatientName, header.PatientID = "Quixote^Li", "MRN-7"
+    secrets = identifiers_in(header)
+    shown = {
+        "CT_Quixote_03.dcm": f"CT_{HIDDEN}_03.dcm",
+        "Anna2019Quixote": f"Anna2019{HIDDEN}",
+        "li01_MRN-7_b": f"{HIDDEN}01_{HIDDEN}_b",
+        "liver, MRN-71": "liver, MRN-71",
+    }
+    assert {text: hide(text, secrets) for text in shown} == shown
+
+
+@pytest.mark.parametrize("ids", ["hash", "drop", "keep"])
+def test_reasons_name_files_by_their_number_or_as_they_are(
+    archive: Path, tmp_path: Path, out: Path, tiny_model: Path, ids: str
+) -> None:
+    damaged = sorted((archive / "Quixote_Dulcinea" / "CT1").iterdir())[5]
+    damaged.write_bytes(damaged.read_bytes()[:-500])
+    for place in (out, tmp_path / "again"):
+        run_here(archive, place, tiny_model, ids=ids, preview=False)
+    reasons, again = (
+        {entry.reason.replace(entry.id, "ID") for entry in entries_of(place)}
+        for place in (out, tmp_path / "again")
+    )
+    name = str(damaged) if ids == "keep" else "ID/000005.dcm"
+    assert any(f"that of {name} can't be decoded" in reason for reason in reasons), reasons
+    # No name of a folder for a moment is in them either.
+    assert reasons == again
+
+
+def test_channels_that_can_not_be_read_keep_their_names(
+    archive: Path, tmp_path: Path, out: Path, write_series: Series
+) -> None:
+    write_pet_ct_model(tmp_path / "two")
+    patient = archive / "Quixote_Dulcinea"
+    damaged = sorted(write_series(patient / "PET", 1, PixelSpacing=[2.5, 2.5], Modality="PT").iterdir())[5]
+    damaged.write_bytes(damaged.read_bytes()[:-500])
+    manifest = tmp_path / "table.csv"
+    manifest.write_text(f"scan\n{patient / 'CT1'};{patient / 'PET'}\n")
+    assert run_here(manifest, out, tmp_path / "two", preview=False) == {"row0001": "failed"}
+    assert {secret: places for secret in secrets_of(archive) if (places := places_of(secret, out))} == {}
+
+
+def test_a_folder_with_names_takes_no_run_without(archive: Path, out: Path, tiny_model: Path) -> None:
+    run_here(archive, out, tiny_model, ids="keep", preview=False)
+    with pytest.raises(CohortError, match=r"--ids keep, .* another folder"):
+        run_here(archive, out, tiny_model, ids="hash", preview=False)
+    run_here(archive, out, tiny_model, ids="keep", preview=False)
 
 
 def test_channels_from_dicom_folders_are_nameless_too(

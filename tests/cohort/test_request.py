@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import shutil
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,13 @@ import nibabel as nib
 import pytest
 from pydicom.uid import generate_uid
 
-from textseg.cohort.archive import as_folder
 from textseg.cohort.content import job_key, scan_content
 from textseg.cohort.jobs import JOURNAL_FILE, CohortError, Job, Settings, safe_id
+from textseg.cohort.links import as_folder
 from textseg.cohort.privacy import Pseudonyms
+from textseg.cohort.reading import channels_of
 from textseg.cohort.request import FoundJobs, Naming, Request, find_jobs
 from textseg.cohort.task import task_of
-from textseg.cohort.worker import read_series
 from textseg.scan import read_scan
 from textseg.volume import Volume
 
@@ -58,6 +60,14 @@ def test_a_folder_is_searched_to_the_bottom(scans: Path, write_scan: WriteScan) 
     (scans / "other" / JOURNAL_FILE).touch()
     assert ids(found_in(scans).jobs) == ["a", "b", "later_c"]
     assert ids(found_in(scans, match="*c*").jobs) == ["later_c"]
+
+
+def test_folders_that_are_links_are_searched_once(tmp_path: Path, scans: Path, write_scan: WriteScan) -> None:
+    write_scan(tmp_path / "disk" / "d.nii.gz", 7)
+    (scans / "linked").symlink_to(tmp_path / "disk")
+    (scans / "later" / "again").symlink_to(tmp_path / "disk")
+    (scans / "later" / "round").symlink_to(scans)
+    assert ids(found_in(scans).jobs) == ["a", "b", "later_c", "later_again_d"]
 
 
 def test_globs_and_lists_name_scans(scans: Path, tmp_path: Path, jobs_of: Find) -> None:
@@ -104,6 +114,8 @@ def test_bids_scans_come_with_their_entities_and_participants(
     (root / "dataset_description.json").write_text('{"Name": "x", "BIDSVersion": "1.10.0"}')
     (root / "participants.tsv").write_text("participant_id\tage\tsex\nsub-01\t44\tF\nsub-02\t\tM\n")
     jobs = {job.id: job for job in jobs_of(root)}
+    notes = [problem.what for problem in found_in(root).problems]
+    assert notes == ["Passed over: 1 × image in a func folder", "Passed over: 1 × mask"]
     assert sorted(jobs) == ["sub-01_ses-a_T1w", "sub-02_acq-fast_FLAIR", "sub-02_pet"]
     assert dict(jobs["sub-01_ses-a_T1w"].extra) == {
         **{"subject": "01", "session": "a", "suffix": "T1w"},
@@ -133,6 +145,16 @@ def test_an_archive_is_sorted_by_headers_not_by_names(
     assert len(notes) == 3, notes
     read = [volume_of(job) for job in found.jobs]
     assert sorted(int(volume.voxels.sum()) for volume in read) == sorted(int(noise(n).sum()) for n in (1, 2))
+
+
+def test_slices_of_a_glob_without_quotes_are_one_scan(
+    tmp_path: Path, scans: Path, jobs_of: Find, write_series: WriteSeries
+) -> None:
+    slices = sorted(write_series(tmp_path / "p" / "one", 1).iterdir())
+    slices += sorted(write_series(tmp_path / "p" / "two", 2).iterdir())
+    jobs = jobs_of(slices[0], scans / "a.nii.gz", *slices[1:])
+    assert sorted(len(job.slices) for job in jobs) == [0, 18, 18]
+    assert {"one", "two"} <= {name for job in jobs for name in job.hidden}
 
 
 def volume_of(job: Job) -> Volume:
@@ -174,6 +196,44 @@ def test_manifests_say_what_is_asked_of_each_scan(
     assert (first.id, first.prompts, first.modality) == ("case_1", ("liver", "left kidney"), "ct")
     assert first.extra["age"] in (44, "44")
     assert (second.id, second.prompts, second.scan) == ("c", ("liver",), (scans / "later" / "c.nii.gz",))
+
+
+def test_a_cell_may_hold_lines(scans: Path, tmp_path: Path, jobs_of: Find) -> None:
+    (tmp_path / "m.csv").write_bytes(
+        b'scan,prompts,note\r\nscans/a.nii.gz,"liver\nspleen","first\nsecond"\r\n\r\nscans/b.nii,liver,\r\n'
+    )
+    first, second = jobs_of(tmp_path / "m.csv")
+    assert (first.prompts, dict(first.extra)) == (("liver", "spleen"), {"note": "first\nsecond"})
+    assert (second.prompts, dict(second.extra)) == (("liver",), {"note": ""})
+
+
+def test_any_column_of_a_parquet_table_comes_through(scans: Path, tmp_path: Path, jobs_of: Find) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="Needs pyarrow.")
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Needs pyarrow.")
+    table = pyarrow.table(
+        {
+            "scan": pyarrow.array(["scans/a.nii.gz", "scans/b.nii"]).dictionary_encode(),
+            "prompts": pyarrow.array([["liver", "spleen"], None], pyarrow.list_(pyarrow.string())),
+            "id": pyarrow.array([7, None]),
+            "age": pyarrow.array([44, None], pyarrow.int8()),
+            "weight": pyarrow.array([71.5, float("nan")]),
+            "smoker": pyarrow.array([True, None]),
+            "day": pyarrow.array([datetime.date(2026, 3, 4), None]),
+            "dose": pyarrow.array([Decimal("1.50"), None]),
+            "huge": pyarrow.array([2**64 - 1, None], pyarrow.uint64()),
+            "sites": pyarrow.array([["Bern", "Basel"], None], pyarrow.list_(pyarrow.string())),
+            # What pandas writes beside the columns.
+            "__index_level_0__": pyarrow.array([0, 1]),
+        }
+    )
+    parquet.write_table(table, tmp_path / "m.parquet")
+    first, second = jobs_of(tmp_path / "m.parquet")
+    assert (first.id, first.prompts, second.id, second.prompts) == ("7", ("liver", "spleen"), "b", ("liver",))
+    assert dict(first.extra) == {
+        **{"age": 44, "weight": 71.5, "smoker": True, "day": "2026-03-04", "dose": "1.50"},
+        **{"huge": 2**64 - 1, "sites": "Bern; Basel"},
+    }
+    assert set(second.extra.values()) == {None}
 
 
 def test_a_row_may_mean_a_series_or_several_channels(
@@ -289,5 +349,10 @@ def test_a_worker_takes_the_larger_stack_of_a_series(
     (job,) = jobs_of(folder)
     assert len(job.slices) == 22
     task = task_of(job, "key", Settings(), Path("model"), tmp_path, "")
-    with as_folder(job.slices) as staged:
-        assert read_series(staged, task).geometry.shape == (22, 26, 18)
+    # A check reads the job as a worker reads its task.
+    for source in (job, task):
+        with channels_of(source, "hash") as (scan,):
+            assert scan.geometry.shape == (22, 26, 18)
+            assert scan.file.details["warnings"] == [
+                "The images of the series lie in 2 ways; 4 of them were left out."
+            ]

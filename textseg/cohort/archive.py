@@ -6,19 +6,16 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pydicom
 from pydicom.dataset import Dataset
 
-from textseg.cohort.privacy import identifiers_in
+from textseg.cohort.privacy import descriptions_in, identifiers_in
 from textseg.scan.dicom import MODALITIES
 from textseg.scan.formats import is_dicom
 
@@ -39,6 +36,7 @@ class Series:
         patient: the patient's number, empty where there is none.
         images: how many there are, the frames of multi-frame files counted one by one.
         identifiers: what its header tells of the patient.
+        descriptions: of study and series, in which people write names too.
     """
 
     uid: str
@@ -49,6 +47,7 @@ class Series:
     images: int
     files: tuple[Path, ...]
     identifiers: frozenset[str]
+    descriptions: frozenset[str]
 
     @property
     def handle(self) -> str:
@@ -101,29 +100,6 @@ def find_series(files: Iterable[Path]) -> Archive:
     return Archive(tuple(kept), passed_over)
 
 
-@contextmanager
-def as_folder(files: Sequence[Path]) -> Iterator[Path]:
-    """A folder for a while with links to just these files, under names that tell nothing.
-
-    So a series in a folder of ten thousand files is read without the others, and no message of a reader can
-    hold a patient's name from a path.
-    """
-    with tempfile.TemporaryDirectory(prefix="textseg-") as parent:
-        folder = Path(parent) / "series"
-        folder.mkdir()
-        for number, path in enumerate(files):
-            _link(path.absolute(), folder / f"{number:06d}.dcm")
-        yield folder
-
-
-def _link(path: Path, link: Path) -> None:
-    try:
-        link.symlink_to(path)
-    except OSError:
-        # Some systems let only administrators make links.
-        shutil.copyfile(path, link)
-
-
 def _header(path: Path, tags: list[str] | None) -> Dataset | None:
     try:
         with warnings.catch_warnings():
@@ -171,4 +147,5 @@ def _series(members: Sequence[tuple[Path, Dataset]]) -> Series:
         images=sum(_images(one) for _, one in members),
         files=tuple(sorted(Path(os.path.abspath(file)) for file, _ in members)),
         identifiers=frozenset(identifiers_in(whole) if whole is not None else ()),
+        descriptions=frozenset(descriptions_in(whole) if whole is not None else ()),
     )

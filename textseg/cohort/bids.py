@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from textseg.volume import Modality
 DESCRIPTION_FILE, PARTICIPANTS_FILE = "dataset_description.json", "participants.tsv"
 # Data types that hold one 3D image a file; time series (func, dwi, perf) need a choice of volume first.
 MODALITY_OF: dict[str, Modality] = {"anat": "mr", "pet": "pet", "ct": "ct"}
+DERIVED = ("mask", "dseg", "probseg", "defacemask")
 ENTITY = re.compile(r"([a-zA-Z]+)-([a-zA-Z0-9]+)")
 NAMES = {"sub": "subject", "ses": "session", "acq": "acquisition", "ce": "contrast", "rec": "reconstruction"}
 
@@ -32,17 +34,23 @@ def is_bids(folder: Path) -> bool:
     return (folder / DESCRIPTION_FILE).is_file() and any(folder.glob("sub-*"))
 
 
-def find_bids_scans(folder: Path) -> Iterator[BidsScan]:
-    """The images of all subjects and sessions, without derivatives and label maps, by their paths."""
+def find_bids_scans(folder: Path, passed_over: Counter[str]) -> Iterator[BidsScan]:
+    """The images of all subjects and sessions, without derivatives and label maps, by their paths.
+
+    Args:
+        passed_over: counts the files that are none, by their kind.
+    """
     participants = _participants(folder)
     for path in sorted(folder.glob("sub-*/**/*.nii*")):
         inner = path.relative_to(folder)
         modality = MODALITY_OF.get(path.parent.name)
         name = path.name.partition(".")[0]
-        if modality is None or name.endswith(("_mask", "_dseg", "_probseg", "_defacemask")):
+        suffix = name.rpartition("_")[2]
+        if modality is None or suffix in DERIVED:
+            passed_over[f"image in a {path.parent.name} folder" if modality is None else suffix] += 1
             continue
         entities = {NAMES[key]: value for key, value in ENTITY.findall(name) if key in NAMES}
-        extra = {**entities, "suffix": name.rpartition("_")[2], **participants.get(inner.parts[0], {})}
+        extra = {**entities, "suffix": suffix, **participants.get(inner.parts[0], {})}
         yield BidsScan(path, name, modality, dict(extra))
 
 

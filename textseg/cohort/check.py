@@ -5,24 +5,22 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from textseg.cohort.archive import as_folder
 from textseg.cohort.content import scan_content
 from textseg.cohort.jobs import Job, Problem, Settings
-from textseg.cohort.privacy import hide_in
-from textseg.errors import SeriesChoiceError, TextsegError
+from textseg.cohort.privacy import hide_in, sentence_of
+from textseg.cohort.reading import channels_of
+from textseg.errors import TextsegError
 from textseg.models import ModelFolder, find_model
-from textseg.scan import read_scan
-from textseg.volume import Volume, guess_modality
+from textseg.volume import guess_modality
 
 if TYPE_CHECKING:
     from textseg.device import DeviceChoice
@@ -93,10 +91,10 @@ def look_at(job: Job, settings: Settings) -> Look:
     else:
         try:
             content = scan_content(job, _Forgetful())
-            voxels, found = _read(job, model)
+            voxels, found = _read(job, model, settings)
             problems += found
         except TextsegError as error:
-            problems.append(Problem(job.id, _sentence(job, settings, error)))
+            problems.append(Problem(job.id, sentence_of(error, job, settings.ids)))
         except Exception as error:
             words = f"Reading failed ({type(error).__name__}: {str(error).partition(chr(10))[0]})."
             problems.append(Problem(job.id, hide_in(job, settings.ids, words)))
@@ -141,7 +139,7 @@ def measure_speed(
     try:
         segmenter = Segmenter(job.model, device=device, threads=threads)
         began = time.monotonic()
-        with _channels_of(job) as channels:
+        with channels_of(job, "hash") as channels:
             segmenter(channels, job.prompts, modality=job.modality)
         return (time.monotonic() - began) / middle.voxels
     except (TextsegError, MemoryError, RuntimeError):
@@ -154,17 +152,9 @@ def _model(name: str) -> ModelFolder:
     return find_model(name)
 
 
-@contextmanager
-def _channels_of(job: Job) -> Iterator[list[Volume]]:
-    """What a job's files hold, one volume a channel."""
-    with ExitStack() as stack:
-        first: Any = stack.enter_context(as_folder(job.slices)) if job.slices else job.scan[0]
-        yield [read_scan(first, series=job.series, volume=job.volume), *map(read_scan, job.scan[1:])]
-
-
-def _read(job: Job, model: ModelFolder) -> tuple[int, list[Problem]]:
+def _read(job: Job, model: ModelFolder, settings: Settings) -> tuple[int, list[Problem]]:
     """The voxels of a scan, and what its reader and its model say about it."""
-    with _channels_of(job) as channels:
+    with channels_of(job, settings.ids) as channels:
         count = sum(one.channels for one in channels)
         voxels = sum(int(one.voxels.size) for one in channels)
         modality = job.modality or channels[0].modality or guess_modality(channels[0].voxels)
@@ -178,12 +168,6 @@ def _read(job: Job, model: ModelFolder) -> tuple[int, list[Problem]]:
         known = ", ".join(model.plan.intensity)
         found.append(Problem(job.id, f"The model knows {known}, but this is {modality}."))
     return voxels, found
-
-
-def _sentence(job: Job, settings: Settings, error: TextsegError) -> str:
-    if isinstance(error, SeriesChoiceError) and job.is_dicom and settings.ids != "keep":
-        return "The folder holds several DICOM series, or not the one named; choose one in the column series."
-    return " ".join(str(error).split())
 
 
 class _Forgetful:

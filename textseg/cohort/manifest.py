@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -19,7 +20,10 @@ ENDINGS = (".csv", ".tsv", ".json", ".parquet")
 # What a manifest may say of a scan; every other column is carried through to the tables.
 COLUMNS = ("scan", "prompts", "id", "model", "modality", "series", "volume")
 # Between several prompts, and between the files of several channels.
-SEPARATOR = re.compile(r"[;|]")
+SEPARATOR = re.compile(r"[;|\n]")
+BETWEEN = "; "
+# What pandas writes into a Parquet file beside the columns.
+INDEX = re.compile(r"__index_level_\d+__")
 SHOWN_ERRORS = 5
 Row = Mapping[str, Any]
 
@@ -79,7 +83,7 @@ def _table(path: Path) -> list[Row]:
         raise CohortError(f"A manifest must be readable, but {path} is not: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise CohortError(f"A manifest must be UTF-8 text, but {path} is not. Save it as UTF-8.") from error
-    except ValueError as error:
+    except (ValueError, csv.Error) as error:
         raise CohortError(f"The manifest {path} can't be read: {error}.") from error
     if table and "scan" not in table[0]:
         raise CohortError(
@@ -93,7 +97,7 @@ def _csv(text: str, ending: str) -> Iterator[Row]:
     first = text.partition("\n")[0]
     # German and French spreadsheets write semicolons; then several prompts in a cell are told apart by "|".
     delimiter = "\t" if ending == ".tsv" else ";" if ";" in first and "," not in first else ","
-    for row in csv.DictReader(text.splitlines(), delimiter=delimiter):
+    for row in csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter):
         if None in row:
             raise ValueError(f"a line has more cells than the first one: {', '.join(map(str, row.values()))}")
         named = {str(name).strip(): value for name, value in row.items()}
@@ -114,10 +118,10 @@ def _json(text: str) -> list[Row]:
 def _parquet(path: Path) -> list[Row]:
     parquet = import_extra("pyarrow.parquet", "cohort", "Reading Parquet")
     try:
-        rows: list[Row] = parquet.read_table(path).to_pylist()
+        rows = parquet.read_table(path).to_pylist()
     except (OSError, ValueError) as error:
         raise CohortError(f"The manifest {path} can't be read as Parquet: {error}.") from error
-    return rows
+    return [{name: value for name, value in row.items() if not INDEX.fullmatch(name)} for row in rows]
 
 
 def _row(number: int, row: Row, folder: Path) -> ManifestRow:
@@ -180,4 +184,4 @@ def _plain(value: Any) -> str | int | float | bool | None:
         return value
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return str(value)
+    return BETWEEN.join(map(str, value)) if isinstance(value, list) else str(value)

@@ -15,14 +15,17 @@ import json
 import os
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Protocol
 
 from pydicom.dataset import Dataset
 
-from textseg.cohort.jobs import SECRET_FILE, CohortError, Ids, Job
+from textseg.cohort.jobs import SECRET_FILE, CohortError, Ids
+from textseg.cohort.links import without_links
+from textseg.errors import SeriesChoiceError, TextsegError
 
 HIDDEN = "[hidden]"
 # Value representations whose values always tell of a person, a day, or an instance.
@@ -31,13 +34,19 @@ TELLING = (
     *("PatientID", "OtherPatientIDs", "IssuerOfPatientID", "PatientAddress", "PatientTelephoneNumbers"),
     *("AccessionNumber", "StudyID", "AdmissionID", "RequestedProcedureID", "ScheduledProcedureStepID"),
     *("PerformedProcedureStepID", "InstitutionName", "InstitutionAddress", "InstitutionalDepartmentName"),
-    *("StationName", "DeviceSerialNumber", "MilitaryRank", "Occupation", "EthnicGroup", "PatientComments"),
-    *("StudyDescription", "SeriesDescription", "ProtocolName", "ImageComments", "AdditionalPatientHistory"),
+    *("StationName", "DeviceSerialNumber", "MilitaryRank", "Occupation", "EthnicGroup"),
+)
+# As a rule these say what was scanned, as names of files and folders may too.
+DESCRIPTIONS = (
+    *("StudyDescription", "SeriesDescription", "ProtocolName", "ImageComments", "PatientComments"),
+    "AdditionalPatientHistory",
 )
 # UIDs of the standard itself, such as that of CT images, name nobody.
 STANDARD_UIDS = "1.2.840.10008."
 UID = re.compile(r"(?<![\w.])[012](?:\.\d+){4,}(?![\w])")
 SHORTEST, SHORTEST_NAME = 3, 2
+# So long a string is none by chance, also within a word: MuellerAnna.
+SURELY = 6
 HASH_DIGITS = 8
 
 
@@ -89,15 +98,23 @@ def _read_salt(path: Path) -> bytes:
 
 def identifiers_in(header: Dataset) -> set[str]:
     """The strings of a DICOM header, its sequences included, that could tell who or when it was."""
-    found: set[str] = set()
+    return set(_strings_in(header, TELLING_TYPES, TELLING))
+
+
+def descriptions_in(header: Dataset) -> set[str]:
+    """The words of a DICOM header, its sequences included, for study and series and about the patient."""
+    return set(_strings_in(header, (), DESCRIPTIONS))
+
+
+def _strings_in(header: Dataset, types: Collection[str], keywords: Collection[str]) -> Iterator[str]:
     for element in header.iterall():
         if element.VR == "SQ" or element.value is None or isinstance(element.value, bytes):
             continue
-        if element.VR in TELLING_TYPES or element.keyword in TELLING:
+        if element.VR in types or element.keyword in keywords:
             values = element.value if element.VM > 1 else [element.value]
             for value in values:
-                found |= set(_forms(str(value).strip(), element.VR))
-    return {one for one in found if not one.startswith(STANDARD_UIDS)}
+                forms = _forms(str(value).strip(), element.VR)
+                yield from (one for one in forms if not one.startswith(STANDARD_UIDS))
 
 
 def _forms(value: str, kind: str) -> Iterator[str]:
@@ -126,11 +143,65 @@ def hide(text: str, hidden: Iterable[str]) -> str:
 @lru_cache(maxsize=64)
 def _any_of(hidden: frozenset[str]) -> re.Pattern[str]:
     longest_first = sorted((one for one in hidden if one.strip()), key=len, reverse=True)
-    words = "|".join(map(re.escape, longest_first))
+    words = "|".join(map(_wherever_it_ends, longest_first))
     # Without words, what matches nowhere.
-    return re.compile(rf"(?<!\w)(?:{words})(?!\w)" if words else r"(?!)", re.IGNORECASE)
+    return re.compile(words or r"(?!)", re.IGNORECASE)
 
 
-def hide_in(job: Job, ids: Ids, text: str) -> str:
-    """A text about a job, fit to be shown."""
-    return hide(text, job.hidden) if job.is_dicom and ids != "keep" else text
+def _wherever_it_ends(one: str) -> str:
+    """The pattern of a string as people join it with others: Li_CT, li01, but not the beginning of liver."""
+    if len(one) >= SURELY:
+        return re.escape(one)
+    return _edge(one[0], "?<!") + re.escape(one) + _edge(one[-1], "?!")
+
+
+def _edge(character: str, look: str) -> str:
+    """Where a run of letters, or of digits, begins or ends."""
+    if character.isdigit():
+        return rf"({look}\d)"
+    return rf"({look}[^\W\d_])" if character.isalpha() else ""
+
+
+class Shown(Protocol):
+    """A job or a task, as far as words about it go; see `Job`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def scan(self) -> Sequence[str | Path]: ...
+
+    @property
+    def slices(self) -> Sequence[str | Path]: ...
+
+    @property
+    def is_dicom(self) -> bool: ...
+
+    @property
+    def hidden(self) -> Sequence[str]: ...
+
+
+def hide_in(one: Shown, ids: Ids, text: str) -> str:
+    """A text about a job, fit to be shown: without links, and without names of patients unless to be kept."""
+    is_hidden = one.is_dicom and ids != "keep"
+
+    def name_of(number: int | None) -> str:
+        if number is None:
+            return one.id
+        return f"{one.id}/{number:06d}.dcm" if is_hidden or not one.slices else str(one.slices[number])
+
+    text = without_links(text, name_of)
+    if not is_hidden:
+        return text
+    for path in map(Path, one.scan):
+        text = text.replace(str(path), one.id)
+        text = text.replace(path.name, one.id) if len(path.name) >= SHORTEST else text
+    return hide(text, one.hidden)
+
+
+def sentence_of(error: TextsegError, one: Shown, ids: Ids) -> str:
+    """What an error says about a job, fit to be shown."""
+    if isinstance(error, SeriesChoiceError) and one.is_dicom and ids != "keep":
+        # The message lists UIDs and descriptions.
+        return "The folder holds several DICOM series, or not the one named; choose one in the column series."
+    return hide_in(one, ids, " ".join(str(error).split()))

@@ -86,6 +86,7 @@ def find_jobs(request: Request, naming: Naming, leave_out: Path | None = None) -
     """
     finder = _Finder(request, naming, leave_out.resolve() if leave_out else None)
     jobs = [job for source in request.sources for job in finder.jobs_in(source)]
+    jobs += finder.jobs_of_slices()
     if not jobs:
         seen = "".join(f" {problem.what}." for problem in finder.problems())
         raise CohortError(
@@ -112,6 +113,7 @@ class _Finder:
     def __init__(self, request: Request, naming: Naming, leave_out: Path | None) -> None:
         self.request, self.naming, self.leave_out = request, naming, leave_out
         self.passed_over: Counter[str] = Counter()
+        self.slices: list[Path] = []
         self.identifiers: set[str] = set()
 
     def problems(self) -> list[Problem]:
@@ -132,12 +134,21 @@ class _Finder:
             yield from (self._of_row(row) for row in read_manifest(path))
         elif path.suffix.lower() in LISTS:
             yield from self._listed(_lines(path), path.parent)
+        elif looks_like_dicom(path):
+            if not self._is_own(path):
+                self.slices.append(path)
         else:
             yield from self._listed([path], path.parent)
 
+    def jobs_of_slices(self) -> Iterator[Job]:
+        """Those of DICOM files that were sources one by one, as are the slices of a glob without quotes."""
+        if self.slices:
+            parents = {str(_absolute(path).parent) for path in self.slices}
+            yield from self._of_files(self.slices, Path(os.path.commonpath(parents)))
+
     def _in_folder(self, folder: Path) -> Iterator[Job]:
         if is_bids(folder):
-            for scan in find_bids_scans(folder):
+            for scan in find_bids_scans(folder, self.passed_over):
                 if self._is_wanted(scan.path):
                     yield self._job((scan.path,), scan.name, scan.modality, scan.extra)
             return
@@ -179,7 +190,7 @@ class _Finder:
     ) -> Job:
         return Job(
             id=safe_id(name),
-            scan=tuple(Path(os.path.abspath(path)) for path in scan),
+            scan=tuple(map(_absolute, scan)),
             prompts=self.request.prompts,
             model=self.request.model,
             modality=self.request.modality or modality,
@@ -188,11 +199,12 @@ class _Finder:
 
     def _dicom_job(self, series: Series, root: Path, name: str = "") -> Job:
         self.identifiers |= series.identifiers
+        hidden = series.identifiers | series.descriptions | names_on(series.files, _absolute(root))
         return replace(
             self._job((series.files[0].parent,), name or self.naming.of(series)),
             slices=series.files,
             is_dicom=True,
-            hidden=tuple(sorted(series.identifiers | names_on(series.files, Path(os.path.abspath(root))))),
+            hidden=tuple(sorted(hidden)),
         )
 
     def _of_row(self, row: ManifestRow) -> Job:
@@ -200,9 +212,9 @@ class _Finder:
         job = self._dicom_row(row) if is_dicom else self._job(row.scan, row.id or _stem(row.scan[0]))
         ids = self.naming.pseudonyms.ids
         extra = row.extra if ids == "keep" or not is_dicom else _hidden_in(row.extra, job.hidden)
-        if is_dicom and ids != "keep" and row.id and hide(row.id, job.hidden) != row.id:
+        if is_dicom and ids != "keep" and row.id and hide(row.id, self.identifiers) != row.id:
             raise CohortError(
-                f"Row {row.number} of the manifest names its scan after an identifier in its DICOM header. "
+                f"Row {row.number} of the manifest names its scan after an identifier in a DICOM header. "
                 "Take another id, leave it empty for a pseudonym, or use --ids keep."
             )
         return replace(
@@ -225,18 +237,23 @@ class _Finder:
             return self._dicom_job(meant[0], root, row.id)
         hidden = {one for series in found for one in series.identifiers}
         self.identifiers |= hidden
-        hidden |= names_on([*row.scan, *files], Path(os.path.abspath(root)))
+        hidden |= {one for series in found for one in series.descriptions}
+        hidden |= names_on([*row.scan, *files], _absolute(root))
         hidden |= {path.name for path in row.scan}
         job = self._job(row.scan, row.id or f"row{row.number:04d}")
         return replace(job, is_dicom=True, hidden=tuple(sorted(hidden)))
 
     def _files_below(self, folder: Path) -> Iterator[Path]:
-        for parent, folders, names in os.walk(folder):
+        seen: set[str] = set()
+        for parent, folders, names in os.walk(folder, followlinks=True):
             here = Path(parent)
-            if JOURNAL_FILE in names or self._is_own(here):
-                # The output of this cohort, or of another one.
+            place = os.path.realpath(here)
+            # Links may lead to one place by two ways, or round in circles.
+            if place in seen or JOURNAL_FILE in names or self._is_own(here):
+                # Or it is the output of this cohort, or of another one.
                 folders.clear()
                 continue
+            seen.add(place)
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             yield from (here / name for name in sorted(names) if not name.startswith("."))
 
@@ -254,6 +271,10 @@ def _hidden_in(extra: Extra, hidden: Iterable[str]) -> dict[str, str | int | flo
         shown = hide(str(value), hidden)
         cleaned[name] = value if shown == str(value) else shown
     return cleaned
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))
 
 
 def _stem(path: Path) -> str:

@@ -18,7 +18,7 @@ from textseg.cohort.content import job_key, scan_content
 from textseg.cohort.folders import is_finished, take_over
 from textseg.cohort.jobs import JOURNAL_FILE, LOCK_FILE, STAGING, CohortError, Job, Settings
 from textseg.cohort.journal import Entry, Journal, disk_in_words, is_full
-from textseg.cohort.privacy import hide_in
+from textseg.cohort.privacy import sentence_of
 from textseg.cohort.task import Outcome, Task, is_disk_full, task_of
 from textseg.cohort.workers import Workers
 from textseg.errors import TextsegError
@@ -191,7 +191,7 @@ class _Run:
                 model.read_prompts(job.prompts)
                 key = job_key(job, scan_content(job, self.journal), model.sha256, self.settings)
             except TextsegError as error:
-                self._fail(job.id, hide_in(job, self.settings.ids, str(error)))
+                self._fail(job.id, sentence_of(error, job, self.settings.ids))
                 continue
             task = task_of(job, key, self.settings, model.path, self.out, self.journal.begun)
             if self._is_done(task):

@@ -27,10 +27,23 @@ def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
         with closing(Journal(out / JOURNAL_FILE, make=True)) as journal:
             naming = Naming(Pseudonyms(settings.ids, salt), journal.number_of)
             found = find_jobs(request, naming, leave_out=out)
+            _refuse_names(journal, settings, found, out)
             is_safe = settings.ids == "keep" or may_be_kept(request, found.identifiers)
             journal.keep_fact("request", request.as_json() if is_safe else None)
             journal.keep_fact("settings", settings.as_json())
     return found
+
+
+def _refuse_names(journal: Journal, settings: Settings, found: FoundJobs, out: Path) -> None:
+    """What an earlier run named after patients stays in the folder, its tables and its report."""
+    before = journal.fact("settings")
+    if before is None or before["ids"] != "keep" or settings.ids == "keep":
+        return
+    if any(job.is_dicom for job in found.jobs):
+        raise CohortError(
+            f"{out} holds identifiers of patients from a run with --ids keep, which --ids {settings.ids} "
+            "would not take away. Take another folder, or --ids keep."
+        )
 
 
 def _need_libraries_for(settings: Settings) -> None:

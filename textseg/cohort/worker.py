@@ -15,18 +15,15 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from textseg.cohort.archive import as_folder
 from textseg.cohort.folders import is_finished
-from textseg.cohort.privacy import hide
+from textseg.cohort.privacy import hide_in, sentence_of
 from textseg.cohort.task import Outcome, Stage, Task, is_disk_full, is_out_of_memory
-from textseg.errors import SeriesChoiceError, TextsegError
+from textseg.errors import TextsegError
 
 if TYPE_CHECKING:
     from textseg.cohort.segmenters import Segmenters
@@ -72,11 +69,13 @@ class Worker:
 
     def _do(self, task: Task, say: Say) -> bool:
         """Whether it was done; False where the run stops before its turn came."""
+        from textseg.cohort.reading import channels_of
+
         # Another worker may have done it, and been lost before it could say so.
         if is_finished(task.folder, task.key):
             return True
         say("reading")
-        with _scan_of(task) as channels:
+        with channels_of(task, task.settings.ids) as channels:
             say("waiting")
             with self._turn:
                 if self.is_winding_down.is_set():
@@ -107,31 +106,6 @@ def _write_all(segmentation: Segmentation, task: Task) -> None:
     write_outputs(segmentation, task)
 
 
-@contextmanager
-def _scan_of(task: Task) -> Iterator[list[Volume]]:
-    """The channels of a task's scan, one as a rule."""
-    from textseg.scan import read_scan
-
-    with ExitStack() as stack:
-        if task.slices:
-            folder = stack.enter_context(as_folder([Path(path) for path in task.slices]))
-            yield [read_series(folder, task)]
-            return
-        first = read_scan(task.scan[0], series=task.series, volume=task.volume)
-        yield [first, *map(read_scan, task.scan[1:])]
-
-
-def read_series(folder: Path, task: Task) -> Volume:
-    """The scan of one series; where its images lie in several ways, the way that most of them do."""
-    from textseg.scan import list_series, read_scan
-
-    try:
-        return read_scan(folder, volume=task.volume)
-    except SeriesChoiceError:
-        most = max(list_series(folder), key=lambda stack: stack.images)
-        return read_scan(folder, series=most.uid, volume=task.volume)
-
-
 def _failure(task: Task, error: Exception) -> Outcome:
     if is_disk_full(error):
         return Outcome(task.id, "disk", "The disk is full.")
@@ -140,25 +114,10 @@ def _failure(task: Task, error: Exception) -> Outcome:
             task.id, "memory", "The memory is not enough for this scan, even one prompt at a time."
         )
     if isinstance(error, TextsegError):
-        return Outcome(task.id, "failed", _shown(task, error))
+        return Outcome(task.id, "failed", sentence_of(error, task, task.settings.ids))
     first_line = str(error).partition("\n")[0]
     words = f"Something failed that should not have ({type(error).__name__}: {first_line})."
-    return Outcome(task.id, "failed", _fit_to_show(task, words))
-
-
-def _shown(task: Task, error: TextsegError) -> str:
-    if isinstance(error, SeriesChoiceError) and task.is_dicom and task.settings.ids != "keep":
-        # The message lists UIDs and descriptions.
-        return "The folder holds several DICOM series, or not the one named; choose one in the column series."
-    return _fit_to_show(task, " ".join(str(error).split()))
-
-
-def _fit_to_show(task: Task, words: str) -> str:
-    if not task.is_dicom or task.settings.ids == "keep":
-        return words
-    for path in task.scan:
-        words = words.replace(path, task.id).replace(Path(path).name, task.id)
-    return hide(words, task.hidden)
+    return Outcome(task.id, "failed", hide_in(task, task.settings.ids, words))
 
 
 def serve(worker: Worker, tasks: TextIO, answers: TextIO) -> None:
