@@ -172,11 +172,11 @@ def _as_parquet(table: Sequence[Mapping[str, Value]], columns: Sequence[str]) ->
 
 
 def _arrow_array(pa: Any, values: list[Value]) -> Any:
-    """One type a column: numbers with a fraction as float64 and words where kinds are mixed."""
+    """One type a column: numbers with a fraction as float64; words for mixed kinds and for huge numbers."""
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {int, float} and kinds != {int}:
         return pa.array([None if value is None else float(value) for value in values], pa.float64())
-    if len(kinds) > 1:
+    if len(kinds) > 1 or any(isinstance(value, int) and not -(2**63) <= value < 2**63 for value in values):
         return pa.array([None if value is None else str(value) for value in values], pa.string())
     return pa.array(values)
 

@@ -133,6 +133,12 @@ def test_parquet_holds_the_same_table(finished: tuple[Path, list[Entry]]) -> Non
     assert [row["volume_ml"] for row in table] == [row.get("volume_ml") for row in rows]
 
 
+def test_numbers_beyond_64_bits_are_words_in_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="Needs pyarrow.")
+    write_tables(tmp_path, [{"id": "a", "huge": 10**20}, {"id": "b", "huge": 3}])
+    assert parquet.read_table(tmp_path / "summary.parquet").column("huge").to_pylist() == [str(10**20), "3"]
+
+
 def test_a_finished_scan_whose_folder_is_gone_is_said(finished: tuple[Path, list[Entry]]) -> None:
     out, entries = finished
     (out / "a" / "result.json").unlink()

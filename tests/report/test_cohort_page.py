@@ -155,6 +155,17 @@ def test_pages_are_the_same_when_written_again(tmp_path):
     assert [path.read_bytes() for path in write_cohort_report(tmp_path, cohort())] == contents
 
 
+def test_the_page_of_a_scan_that_is_there_no_more_goes(tmp_path):
+    write_cohort_report(tmp_path, cohort())
+    (tmp_path / "report" / "notes.txt").write_text("somebody's own")
+    write_cohort_report(tmp_path, [row for row in cohort() if row["id"] != "case-3"])
+    assert not (tmp_path / "report" / "case-3.html").exists()
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        *(f"case-{number}.html" for number in range(8) if number != 3),
+        "notes.txt",
+    ]
+
+
 def test_a_scans_page_has_all_measures_and_the_manifests_columns(tmp_path):
     rows = [row | {"age": 61, "site": "Basel"} for row in cohort()]
     rows[1]["midline_offset_mm"] = 33.0

@@ -65,7 +65,8 @@ def write_cohort_report(
     """Write `report.html` and `report/<id>.html` for each finished scan; gives their paths, the first first.
 
     Each page stands alone. The first has numbers, a histogram of volumes for each prompt, a table of masks
-    that can be sorted and filtered with mouse or keyboard, and small pictures of the scans.
+    that can be sorted and filtered with mouse or keyboard, and small pictures of the scans. Older pages of
+    scans that are finished no more are taken away.
 
     Args:
         out: the cohort's folder.
@@ -82,8 +83,11 @@ def write_cohort_report(
     paths = [out / INDEX]
     for before, scan, after in zip([None, *done], done, [*done[1:], None], strict=False):
         paths.append(_write(out / PAGES / f"{scan.id}.html", scan_page(title, scan, before, after)))
-    # Last, so that whatever it links to is there.
+    # After them, so that whatever it links to is there.
     _write(paths[0], _index_page(title, scans))
+    for old in set((out / PAGES).glob("*.html")) - set(paths):
+        # Whoever opens it, or hands the report on, would take it for a result.
+        old.unlink(missing_ok=True)
     return paths
 
 
