@@ -15,6 +15,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     ValidationError,
@@ -46,20 +47,23 @@ class NetworkPlan(Part):
     `strides[i]` is the step from stage i - 1 to stage i, so the first is always (1, 1, 1). `kernels[i]` is
     that of the convolutions of stage i, of the encoder and the decoder; null is 3 × 3 × 3 everywhere. With
     `marks_in_query` what lies under points, boxes and scribbles becomes part of a prompt's query.
+
+    The first, finest stage may have 0 `blocks_per_stage`, its stem alone, and 0 `prompt_channels`, no
+    convolutions of a prompt's own: most voxels lie there, and so most of the time went.
     """
 
     width: int = Field(gt=0, multiple_of=8)
     width_ratios: tuple[PositiveFloat, ...]
     strides: tuple[Triple, ...]
     kernels: tuple[Kernel, ...] | None = None
-    blocks_per_stage: tuple[PositiveInt, ...]
+    blocks_per_stage: tuple[NonNegativeInt, ...]
     norm: Literal["batch", "instance"]
     text_width: int = Field(gt=0)
     query_ratio: float = Field(gt=0)
     query_layers: int = Field(gt=0)
     query_heads: int = Field(gt=0)
     dynamic_maps: int = Field(gt=0)
-    prompt_channels: tuple[PositiveInt, ...]
+    prompt_channels: tuple[NonNegativeInt, ...]
     spatial_channels: int = Field(gt=0)
     marks_in_query: bool = False
 
@@ -72,6 +76,9 @@ class NetworkPlan(Part):
             )
         if self.strides[:1] != ((1, 1, 1),):
             raise ValueError("the first stage has stride (1, 1, 1)")
+        for name in ("blocks_per_stage", "prompt_channels"):
+            if 0 in getattr(self, name)[1:] or (len(self.strides) == 1 and 0 in getattr(self, name)):
+                raise ValueError(f"{name} may be 0 at the finest of several stages and nowhere else")
         if self.kernels is not None and len(self.kernels) != len(self.strides):
             raise ValueError("kernels need one entry a stage, or are null for 3 × 3 × 3 everywhere")
         if self.query_width % self.query_heads:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from textseg.network.blocks import ConvNormAct, ResidualBlock, make_norm
+from textseg.network.blocks import ConvNormAct, InstanceNorm, ResidualBlock, make_norm
 
 STRIDES = [(1, 1, 1), (2, 2, 2), (1, 2, 2), (2, 1, 1), (4, 2, 1)]
 
@@ -86,3 +86,59 @@ def test_the_input_is_left_as_it_is():
     before = x.clone()
     ResidualBlock(4, 4, "batch")(x)
     assert torch.equal(x, before)
+
+
+# ---- our instance norm against torch's ----
+
+
+def as_channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def a_pair_of_norms(channels):
+    ours, theirs = InstanceNorm(channels, affine=True), nn.InstanceNorm3d(channels, affine=True)
+    nn.init.uniform_(ours.weight, 0.5, 2.0)
+    nn.init.normal_(ours.bias)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 13, 9, 7), (1, 3, 5, 1, 6), (3, 2, 1, 2, 1)], ids=str)
+@pytest.mark.parametrize("mean", [0.0, 5.0])
+def test_our_instance_norm_gives_what_torchs_gives(shape, mean):
+    torch.manual_seed(1)
+    ours, theirs = a_pair_of_norms(shape[1])
+    x = as_channels_last(torch.randn(shape) * 3 + mean)
+    assert torch.allclose(ours(x), theirs(x), atol=1e-4)
+
+
+def test_our_instance_norm_learns_as_torchs_does():
+    torch.manual_seed(1)
+    ours, theirs = a_pair_of_norms(8)
+    x = as_channels_last(torch.randn(2, 8, 13, 9, 7) * 3 + 5)
+    wanted = torch.randn(x.shape)
+    found = []
+    for norm in (ours, theirs):
+        image = x.clone().requires_grad_()
+        # In place, as in a block: what the norm keeps for its gradient must be its input.
+        nn.functional.leaky_relu_(norm(image), 0.01).backward(wanted)
+        found.append((image.grad, norm.weight.grad, norm.bias.grad))
+    for our_gradient, their_gradient in zip(*found, strict=True):
+        assert torch.allclose(our_gradient, their_gradient, rtol=1e-3, atol=1e-3)
+
+
+def test_channels_that_lie_last_stay_there():
+    norm = InstanceNorm(4, affine=True)
+    x = as_channels_last(torch.randn(2, 4, 5, 6, 7)).requires_grad_()
+    out = norm(x)
+    assert out.is_contiguous(memory_format=torch.channels_last_3d)
+    (gradient,) = torch.autograd.grad(out, x, torch.randn(2, 4, 5, 6, 7))
+    assert gradient.is_contiguous(memory_format=torch.channels_last_3d)
+
+
+@torch.no_grad()
+def test_an_even_channel_becomes_its_bias():
+    norm = InstanceNorm(3, affine=True)
+    nn.init.normal_(norm.bias)
+    out = norm(as_channels_last(torch.full((1, 3, 4, 5, 6), 7.0)))
+    assert torch.allclose(out, norm.bias.reshape(1, 3, 1, 1, 1).expand_as(out), atol=1e-3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from textseg.network.mask_decoder import DecoderTrunk, PromptDecoder
+from textseg.network.mask_decoder import DecoderTrunk, PromptDecoder, RefiningScale
 from textseg.network.spatial_prompts import pyramid_of
 
 SIZES = [(16, 24, 8), (8, 12, 8), (4, 6, 4)]
@@ -169,3 +169,48 @@ def learnt(decoder):
 
 def marks(plan, *where):
     return pyramid_of(clicked(plan, *where), plan.network.strides)
+
+
+# ---- a finest scale without convolutions of its own ----
+
+
+@pytest.fixture
+def refining(plan):
+    torch.manual_seed(5)
+    channels = (0, *plan.network.prompt_channels[1:])
+    return PromptDecoder(plan.network.model_copy(update={"prompt_channels": channels})).eval()
+
+
+def test_the_plan_says_whether_the_finest_scale_only_refines(refining, decoder):
+    assert [isinstance(scale, RefiningScale) for scale in refining.scales] == [True, False, False]
+    assert not any(isinstance(scale, RefiningScale) for scale in decoder.scales)
+
+
+@torch.no_grad()
+def test_refining_adds_a_querys_own_map_to_what_is_known(refining, trunk, queries):
+    finest, coarser, _ = refining(trunk, queries, None)
+    width = trunk[0].shape[1]
+    kernel = refining.scales[0].kernel(queries)
+    own = torch.einsum("bpc,bcxyz->bpxyz", kernel[..., :width], trunk[0])
+    own = own + kernel[..., width, None, None, None]
+    known = nn.functional.interpolate(coarser, size=SIZES[0], mode="trilinear", align_corners=False)
+    assert torch.allclose(finest, own + known, atol=1e-4)
+
+
+def test_what_the_coarser_scale_hid_reaches_the_finest_one(refining, trunk, queries):
+    refining(trunk, queries, None)[0].square().mean().backward()
+    assert refining.scales[0].reduce.weight.grad.abs().max() > 0
+    assert refining.scales[0].kernel.weight.grad.abs().max() > 0
+    assert refining.scales[1].logit.weight.grad.abs().max() > 0
+
+
+@torch.no_grad()
+def test_a_click_changes_its_own_prompt_where_scales_refine(refining, trunk, queries, plan):
+    before = refining(trunk, queries, None)
+    for ours, theirs in zip(refining(trunk, queries, marks(plan)), before, strict=True):
+        assert torch.equal(ours, theirs)
+    nn.init.ones_(refining.scales[0].spatial.weight)
+    change = refining(trunk, queries, marks(plan))[0] - before[0]
+    expected = torch.zeros_like(change)
+    expected[0, 1, 9, 17, 5] = 1
+    assert torch.allclose(change, expected, atol=1e-5)

@@ -46,6 +46,15 @@ def test_every_stage_has_its_blocks(plan):
     assert [len(stage) for stage in ImageEncoder(1, network).stages] == [1, 3, 2]
 
 
+def test_a_first_stage_without_blocks_is_its_stem(plan):
+    network = plan.network.model_copy(update={"blocks_per_stage": (0, 1, 1), "width_ratios": (0.5, 1, 2)})
+    encoder = ImageEncoder(1, network)
+    image = torch.randn(2, 1, 16, 24, 8)
+    features = encoder(image)
+    assert torch.equal(features[0], encoder.stem(image))
+    assert [x.shape[1] for x in features] == [4, 8, 16]
+
+
 def test_the_image_is_left_as_it_is(plan, image):
     before = image.clone()
     ImageEncoder(1, plan.network)(image)

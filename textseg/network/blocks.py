@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from textseg.plan import Kernel, Triple
@@ -14,7 +15,72 @@ CUBE: Kernel = (3, 3, 3)
 
 def make_norm(kind: Norm, channels: int) -> nn.Module:
     """The plan's normalisation layer; for inference batch norm is folded into the convolution before it."""
-    return nn.BatchNorm3d(channels) if kind == "batch" else nn.InstanceNorm3d(channels, affine=True)
+    return nn.BatchNorm3d(channels) if kind == "batch" else InstanceNorm(channels, affine=True)
+
+
+class InstanceNorm(nn.InstanceNorm3d):
+    """Instance norm (Ulyanov et al. 2016) that keeps a channels-last image as it lies on processors.
+
+    torch's own turns it into planes and back and hands the convolution before it a gradient in planes, for
+    which that is slower, too: training steps of the default network took 1.4 times as long with it on two
+    cores of an AMD EPYC with AVX2.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self._is_ours(x):
+            return super().forward(x)
+        # Channels lie last: so the voxels are a matrix without a copy, and back.
+        voxels = x.permute(0, 2, 3, 4, 1).flatten(1, 3)
+        normalised: Tensor = _NormaliseVoxels.apply(voxels, self.weight, self.bias, self.eps)
+        return normalised.unflatten(1, x.shape[2:]).permute(0, 4, 1, 2, 3)
+
+    @staticmethod
+    def _is_ours(x: Tensor) -> bool:
+        """bfloat16 is left to torch, which adds up in float32; tracing is to find torch's own layer."""
+        return (
+            x.device.type in ("cpu", "meta")
+            and x.dtype == torch.float32
+            and x.shape[1] > 1
+            and x.is_contiguous(memory_format=torch.channels_last_3d)
+            and not torch.jit.is_tracing()
+        )
+
+
+class _NormaliseVoxels(torch.autograd.Function):
+    """Every channel of every sample of (batch, voxels, channels) to mean 0 and spread 1, then scaled."""
+
+    @staticmethod
+    def forward(ctx: Any, voxels: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        mean = _sums(voxels) / voxels.shape[1]
+        variance = (_dots(voxels, voxels) / voxels.shape[1] - mean.square()).clamp_min(0)
+        rate = (variance + eps).rsqrt()
+        ctx.save_for_backward(voxels, weight, mean, rate)
+        scale = rate * weight
+        return torch.addcmul(bias - mean * scale, voxels, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        voxels, weight, mean, rate = ctx.saved_tensors
+        count, gradient = voxels.shape[1], gradients[0].contiguous()
+        of_bias = _sums(gradient)
+        of_weight = (_dots(gradient, voxels) - mean * of_bias) * rate
+        # d loss / d x = scale · (g - mean g - normalised x · mean (g · normalised x)), linear in g and in x.
+        scale = rate * weight
+        slope = -scale * rate * of_weight / count
+        offset = -scale * of_bias / count - slope * mean
+        of_voxels = torch.addcmul(offset, gradient, scale).addcmul_(voxels, slope)
+        return of_voxels, of_weight.sum(dim=(0, 1)), of_bias.sum(dim=(0, 1)), None
+
+
+def _sums(voxels: Tensor) -> Tensor:
+    """(batch, voxels, channels) → (batch, 1, channels) over the voxels."""
+    return voxels.sum(dim=1, keepdim=True)
+
+
+def _dots(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of a · b over the voxels, channel by channel: (batch, 1, channels)."""
+    # The diagonal of a matrix product: it adds up in blocks, and needs no map of all the products.
+    return torch.bmm(a.transpose(1, 2), b).diagonal(dim1=1, dim2=2)[:, None]
 
 
 def make_conv(

@@ -22,9 +22,10 @@ class ImageEncoder(nn.Module):
         width_in = plan.widths[0]
         stages = zip(plan.widths, plan.strides, plan.stage_kernels, plan.blocks_per_stage, strict=True)
         for width, stride, kernel, blocks in stages:
-            first = ResidualBlock(width_in, width, plan.norm, stride, kernel)
+            # A first stage without blocks is its stem alone, and has its width.
+            first = [ResidualBlock(width_in, width, plan.norm, stride, kernel)] if blocks else []
             rest = [ResidualBlock(width, width, plan.norm, kernel=kernel) for _ in range(blocks - 1)]
-            self.stages.append(nn.Sequential(first, *rest))
+            self.stages.append(nn.Sequential(*first, *rest))
             width_in = width
 
     def forward(self, image: Tensor) -> list[Tensor]:

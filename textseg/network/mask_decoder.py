@@ -4,7 +4,8 @@ The trunk is a U-Net decoder that runs once per image. At every scale a prompt's
 1 × 1 × 1 kernel over the trunk's features (after Tian et al. 2020, CondInst); its few maps are joined with
 the coarser scale and with spatial prompts by one small 3D convolution. So the hundredth prompt, or a click,
 costs a few per cent of the first look. All convolutions at a scale have the kernel of its stage, as in
-nnU-Net's decoders.
+nnU-Net's decoders. The finest scale, which has most of the voxels, may do without convolutions of a prompt's
+own: it then refines the logits of the scale below by one dynamic map.
 """
 
 from __future__ import annotations
@@ -89,13 +90,65 @@ class PromptScale(nn.Module):
         return self._maps(trunk, queries, 1)[:, :, 0]
 
     def _maps(self, trunk: Tensor, queries: Tensor, count: int) -> Tensor:
-        """The first `count` dynamic maps of each prompt: (batch, prompts, count, x, y, z)."""
-        rows = count * (trunk.shape[1] + 1)
-        kernel = nn.functional.linear(queries, self.kernel.weight[:rows], self.kernel.bias[:rows])
-        kernel = kernel.reshape(*queries.shape[:2], count, -1)
-        weight, bias = kernel[..., :-1].flatten(1, 2), kernel[..., -1].flatten(1, 2)
-        maps = torch.baddbmm(bias[..., None], weight, trunk.flatten(2))
-        return maps.reshape(*queries.shape[:2], count, *trunk.shape[2:])
+        return _dynamic_maps(self.kernel, trunk, queries, count)
+
+
+class RefiningScale(nn.Module):
+    """A finest scale without convolutions of a prompt's own: the coarser logits, refined by one dynamic map.
+
+    What the coarser scale's hidden maps still know, and the spatial prompts just where they were drawn, are
+    added. So a prompt costs one weighted sum of the trunk's channels a voxel.
+    """
+
+    def __init__(self, plan: NetworkPlan, stage: int) -> None:
+        super().__init__()
+        width = plan.widths[stage]
+        self.kernel = nn.Linear(plan.query_width, width + 1)
+        self.reduce = nn.Conv3d(plan.prompt_channels[stage + 1], 1, 1)
+        self.spatial = nn.Conv3d(plan.spatial_channels, 1, 1, bias=False)
+        # At first there is nothing to add: the coarser scale's logits are what this one begins with.
+        for module in (self.reduce, self.spatial):
+            nn.init.zeros_(module.weight)
+        nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]
+        nn.init.normal_(self.kernel.weight, std=(plan.query_width * width) ** -0.5)
+        nn.init.zeros_(self.kernel.bias)
+
+    def forward(
+        self, trunk: Tensor, queries: Tensor, coarser: Tensor, coarser_logits: Tensor, spatial: Tensor | None
+    ) -> Tensor:
+        """As for `PromptScale`; coarser_logits (batch, prompts, x, y, z) at the coarser scale's size.
+
+        Returns:
+            logits (batch, prompts, x, y, z).
+        """
+        batch, prompts = queries.shape[:2]
+        known = coarser_logits + self.reduce(coarser).reshape(coarser_logits.shape)
+        logits = self.direct(trunk, queries) + _resized(known, trunk.shape[2:])
+        if spatial is not None:
+            logits = logits + self.spatial(spatial).reshape(batch, prompts, *trunk.shape[2:])
+        return logits
+
+    def direct(self, trunk: Tensor, queries: Tensor) -> Tensor:
+        """Logits (batch, prompts, x, y, z) of the dynamic map alone."""
+        return _dynamic_maps(self.kernel, trunk, queries, 1)[:, :, 0]
+
+
+def _dynamic_maps(kernel: nn.Linear, trunk: Tensor, queries: Tensor, count: int) -> Tensor:
+    """The first `count` dynamic maps of each prompt: (batch, prompts, count, x, y, z).
+
+    Args:
+        kernel: from a query to the weights and the bias of one map after the other.
+        trunk: (batch, width, x, y, z).
+        queries: (batch, prompts, query width).
+    """
+    rows = count * (trunk.shape[1] + 1)
+    weights = nn.functional.linear(queries, kernel.weight[:rows], kernel.bias[:rows])
+    weights = weights.reshape(*queries.shape[:2], count, -1)
+    weight, bias = weights[..., :-1].flatten(1, 2), weights[..., -1].flatten(1, 2)
+    # Channels lie last: so the voxels are a matrix without a copy.
+    voxels = trunk.permute(0, 2, 3, 4, 1).flatten(1, 3).transpose(1, 2)
+    maps = torch.baddbmm(bias[..., None], weight, voxels)
+    return maps.reshape(*queries.shape[:2], count, *trunk.shape[2:])
 
 
 class PromptDecoder(nn.Module):
@@ -104,7 +157,10 @@ class PromptDecoder(nn.Module):
     def __init__(self, plan: NetworkPlan) -> None:
         super().__init__()
         self.strides: tuple[Triple, ...] = plan.strides
-        self.scales = nn.ModuleList(PromptScale(plan, stage) for stage in range(len(plan.widths)))
+        self.scales = nn.ModuleList(
+            PromptScale(plan, stage) if channels else RefiningScale(plan, stage)
+            for stage, channels in enumerate(plan.prompt_channels)
+        )
 
     def forward(
         self, trunk: Sequence[Tensor], queries: Tensor, spatial: Sequence[Tensor] | None
@@ -114,7 +170,12 @@ class PromptDecoder(nn.Module):
         logits: list[Tensor] = []
         for stage in reversed(range(len(self.scales))):
             marks = None if spatial is None else spatial[stage].flatten(0, 1)
-            hidden, logit = self.scales[stage](trunk[stage], queries, hidden, marks)
+            scale = self.scales[stage]
+            if isinstance(scale, RefiningScale):
+                assert hidden is not None  # the plan has coarser scales
+                logit = scale(trunk[stage], queries, hidden, logits[0], marks)
+            else:
+                hidden, logit = scale(trunk[stage], queries, hidden, marks)
             logits.insert(0, logit)
         return logits
 
