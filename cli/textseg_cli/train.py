@@ -77,6 +77,12 @@ def train(
         ),
     ] = None,
     encoder: Encoder = None,
+    begin_with: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="Go on from a model's weights in a further round, by a plan's own recipe."
+        ),
+    ] = None,
     run: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="State and log; OUT.run by default.")
     ] = None,
@@ -109,9 +115,15 @@ def train(
         if _is_dataset(source):
             chosen = SplitChoice(hold_back, fold, folds, split, patients)
             asked = PlanChoice(plan_folder, memory, steps)
+            if begin_with is not None:
+                raise DatasetError(
+                    f"--begin-with goes with a plan's own recipe, but {source} is a dataset. To go on from a "
+                    f"model with it: textseg finetune {source} --from {begin_with}."
+                )
             _train_own(screen, source, asked, chosen, places, encoder, longest, device, overwrite)
         else:
-            _train_recipe(screen, source, data, places, encoder, longest, device, overwrite)
+            began = _Began(encoder, begin_with)
+            _train_recipe(screen, source, data, places, began, longest, device, overwrite)
 
 
 @dataclass(frozen=True)
@@ -179,12 +191,20 @@ def _plan(
     return plan_once(dataset, budget, base, places.run, width, workers, progress)
 
 
+@dataclass(frozen=True)
+class _Began:
+    """What a run of a plan's recipe begins with: an encoder, all of a model, or neither."""
+
+    encoder: str | None
+    model: str | None
+
+
 def _train_recipe(
     screen: Screen,
     plan_folder: Path,
     data: Path | None,
     places: RunPlaces,
-    encoder: str | None,
+    began: _Began,
     minutes: float,
     device: Device,
     overwrite: bool,
@@ -201,7 +221,10 @@ def _train_recipe(
     check_writable(places)
     check_model_place(places, overwrite=overwrite, own_plan=plan_folder)
     introduction = plan_folder / INTRODUCTION_FILE
-    begin = _beginning(screen, encoder, places.run)
+    if began.model is None:
+        begin = _beginning(screen, began.encoder, places.run)
+    else:
+        begin = _next_round(screen, began, plan, places.run)
     world = here(compute.device)
     with screen.progress() as progress:
         with world.first_goes_first():
@@ -239,6 +262,19 @@ def _beginning(screen: Screen, encoder: str | None, run: Path) -> Callable[[Plan
     if encoder is None:
         return fresh
     return started_from(read_encoder_weights(encoder), report=encoder_told(screen, run))
+
+
+def _next_round(screen: Screen, began: _Began, plan: Plan, run: Path) -> Callable[[Plan], Beginning]:
+    """A trained model's weights, as far as they fit."""
+    from textseg.models import find_model
+    from textseg.train.continued import continued, keep_beginning
+
+    assert began.model is not None
+    if began.encoder is not None:
+        raise DatasetError("--encoder and --begin-with both say what a run begins with. Give one of them.")
+    kept = keep_beginning(find_model(began.model).path, plan, run)
+    screen.note(f"{kept:.0%} of the network begins with the weights of {began.model}.")
+    return continued(run)
 
 
 def _run_and_model(run: Path | None, out: Path | None) -> tuple[Path, Path]:

@@ -1,8 +1,8 @@
 """From a run to a model's folder, which predicts on machines that have neither the run nor its dataset.
 
 A model's folder holds the weights, the plan, the text tower with its vocabulary, `taught.json` with what
-the model was taught to find and in whose words, and the card. A run's folder keeps all of these too, beside
-its state, so that a model can be made from it at any time.
+the model was taught to find and in whose words, `rounds.json` with how long it was trained, and the card. A
+run's folder keeps all of these too, beside its state, so that a model can be made from it at any time.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import date
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from textseg.atomic import write_bytes
-from textseg.device import Compute
+from textseg.device import Compute, describe_device
 from textseg.embeddings.tower import WEIGHTS_FILE as TOWER_FILE
 from textseg.embeddings.vocabulary import VOCABULARY_FILE
 from textseg.errors import DatasetError, ModelError, OutputError, PlanError
@@ -31,6 +32,7 @@ from textseg.safe_loading import load_safetensors
 from textseg.train.card import SCORES_FILE
 from textseg.train.cases import CaseFacts, Target, Words, read_index, read_words
 from textseg.train.checkpoint import BEST_FILE, STATE_FILE, find_best
+from textseg.train.continued import Round, rounds_of, write_rounds
 from textseg.train.finetune import add_low_rank, merge_low_rank
 from textseg.train.loop import Trained
 from textseg.train.recipe import save_model, write_scored_card
@@ -118,6 +120,10 @@ def write_trained(
             (places.model / name).unlink(missing_ok=True)
     _write_beside(places.model, plan, places.run)
     save_model(network, plan, places.model, trained.steps)
+    here = describe_device(compute.device)
+    last = Round(trained.steps, round(trained.seconds / 3600, 2), here, date.today().isoformat())
+    rounds = rounds_of(places.run, last)
+    write_rounds(rounds, places.model)
     written = {"sha256": file_hash(places.model / NETWORK_FILE)}
     write_bytes(places.run / WRITTEN_FILE, json.dumps(written).encode())
     if trained.steps < plan.training.steps:
@@ -130,6 +136,7 @@ def write_trained(
         lexicon,
         compute,
         introduction=introduction,
+        rounds=rounds,
         progress=lambda done, of: progress("scoring held-back cases", done, of),
     )
     for name in (CARD_FILE, SCORES_FILE):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from textseg.plan import PLAN_FILE, Plan, read_plan, write_plan
 from textseg.prompts import Lexicon
 from textseg.train.card import write_card
 from textseg.train.cases import read_index, read_place, read_words
+from textseg.train.continued import Round, rounds_in_words
 from textseg.train.distributed import here
 from textseg.train.evaluate import Score, evaluate
 from textseg.train.lesson import number_type
@@ -146,6 +147,7 @@ def write_scored_card(
     compute: Compute,
     *,
     introduction: Path | None = None,
+    rounds: Sequence[Round] = (),
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> list[Score]:
     """Score a trained network on the held-back cases and write its model's card from it.
@@ -154,6 +156,7 @@ def write_scored_card(
         model: the model's folder, with its text tower.
         introduction: Markdown to stand first in the card, with the run's facts as `{facts[...]}`; a plain one
             without it.
+        rounds: of training behind these weights, this one last.
         progress: called with the held-back cases scored and all of them.
     """
     encoder = encoder_of(model, plan)
@@ -170,13 +173,16 @@ def write_scored_card(
         seen.add(score.case)
         progress(len(seen), held_back)
     text = PLAIN_INTRODUCTION if introduction is None else introduction.read_text(encoding="utf-8")
-    write_card(text, scores, plan, lexicon, _facts(trained, plan, model, compute), model)
+    write_card(text, scores, plan, lexicon, _facts(trained, plan, model, compute, rounds), model)
     return scores
 
 
-def _facts(trained: Trained, plan: Plan, model: Path, compute: Compute) -> dict[str, Any]:
+def _facts(
+    trained: Trained, plan: Plan, model: Path, compute: Compute, rounds: Sequence[Round]
+) -> dict[str, Any]:
     recipe = plan.training
     return {
+        "rounds": rounds_in_words(rounds),
         "name": plan.name,
         "summary": plan.summary,
         "steps": trained.steps,
