@@ -23,6 +23,9 @@ from torch import Tensor, nn
 from textseg.volume import Modality
 
 AIR_HU = -1000.0
+# A lung or one of its lobes, and how often it is collapsed, consolidated or drowned.
+AIRY = re.compile(r"\blung\b")
+WITHOUT_AIR = 0.06
 SIDES = re.compile(r"\b(left|right)\b\s*")
 
 
@@ -85,7 +88,10 @@ def _ct_tissues(
             mean = random.normal(row["mean"], row["sd"]) + lift
             drawn[name] = Tissue(mean, row["texture"] * random.uniform(0.4, 1.4), bool(row.get("gas")))
         # Left and right are nearly the same tissue, never exactly.
-        tissues[value] = Tissue(drawn[name].mean + random.normal(0, 4), drawn[name].texture, drawn[name].gas)
+        mean = drawn[name].mean + random.normal(0, 4)
+        if AIRY.search(name) and random.random() < WITHOUT_AIR:
+            mean = random.uniform(-400, 40)
+        tissues[value] = Tissue(mean, drawn[name].texture, drawn[name].gas)
     return tissues
 
 
