@@ -77,8 +77,8 @@ def take_over(weights: Path, network: nn.Module) -> float:
             convolutions += ours.ndim == 5 and name.startswith("encoder.")
     if not convolutions:
         raise ModelError(
-            f"A round goes on from weights of a network like its own, but no convolution of the "
-            f"encoder in {weights} fits the plan. Train without --begin-with, or by the plan beside those weights."
+            "A round goes on from weights of a network like its own, but no convolution of the encoder in "
+            f"{weights} fits the plan. Train without --begin-with, or by the plan beside those weights."
         )
     return taken / whole
 
