@@ -1,6 +1,6 @@
 """How much faster a cohort is than calling `textseg predict` for one scan after the other.
 
-    python tests/benchmarks/cohort_throughput.py [--scans 8] [--model default] [--jobs N]
+    python tests/benchmarks/cohort_throughput.py [--scans 8] [--model default] [--jobs N] [--save]
 
 Both ways read the same small CT phantoms, ask the same prompts and write masks and previews, in processes of
 their own with an empty folder each; the loop starts Python and loads the model for every scan, as a shell
@@ -11,25 +11,60 @@ that others use too, the ratio of processor time says more than that of the cloc
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 
+from textseg.device import processor_name
+
 PHANTOM = Path(__file__).resolve().parents[2] / "examples" / "torso_phantom.nii.gz"
 PROMPTS = ("left lung", "vertebral column")
 TEXTSEG = (sys.executable, "-m", "textseg_cli.main")
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one way took for all scans: seconds by the clock, and of the processor in all its processes."""
+
+    clock_seconds: float
+    processor_seconds: float
+
+    def facts(self, scans: int) -> dict[str, float]:
+        return {
+            "clock_seconds": round(self.clock_seconds, 2),
+            "processor_seconds": round(self.processor_seconds, 2),
+            "scans_an_hour": round(3600 * scans / self.clock_seconds, 1),
+        }
 
 
 def main() -> None:
     options = _options()
+    result = measure(options)
+    sys.stdout.write(_shown(result))
+    if options.save:
+        RESULTS.mkdir(exist_ok=True)
+        name = re.sub(r"[^a-z0-9]+", "-", result["cpu"].lower()).strip("-")
+        path = RESULTS / f"cohort-throughput-{name}-{result['date']}.json"
+        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Both ways' figures, and on what they were measured."""
     with tempfile.TemporaryDirectory(prefix="textseg-") as name:
         work = Path(name)
         scans = write_scans(work / "scans", options.scans)
@@ -41,21 +76,28 @@ def main() -> None:
         words += ["--jobs", options.jobs] if options.jobs else []
         cohort = measured(lambda: _run("cohort", "run", *words))
         same = sum(_is_same(scan, work) for scan in scans)
-    sys.stdout.write(
-        f"{options.scans} scans, {len(PROMPTS)} prompts, {len(os.sched_getaffinity(0))} cores, "
-        f"load {os.getloadavg()[0]:.1f}\n"
-        f"textseg predict in a loop  {_shown(looped, options.scans)}\n"
-        f"textseg cohort run         {_shown(cohort, options.scans)}\n"
-        f"ratio {looped[0] / cohort[0]:.2f}, of processor time {looped[1] / cohort[1]:.2f}; "
-        f"scans with the same masks both ways: {same} of {options.scans}\n"
-    )
+    return {
+        "cpu": processor_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "load": round(os.getloadavg()[0], 2),
+        "date": datetime.now(UTC).date().isoformat(),
+        "versions": {name: version(name) for name in ("textseg", "torch", "numpy")},
+        "model": Path(options.model).name,
+        "jobs": options.jobs,
+        "scans": options.scans,
+        "prompts": PROMPTS,
+        "predict_in_a_loop": looped.facts(options.scans),
+        "cohort": cohort.facts(options.scans),
+        "ratio": round(looped.clock_seconds / cohort.clock_seconds, 3),
+        "ratio_of_processor_time": round(looped.processor_seconds / cohort.processor_seconds, 3),
+        "scans_with_the_same_masks": same,
+    }
 
 
-def measured(work: Callable[[], None]) -> tuple[float, float]:
-    """Seconds by the clock, and of the processor in all processes that were started."""
+def measured(work: Callable[[], None]) -> Taken:
     began, used = time.perf_counter(), _processor_seconds()
     work()
-    return time.perf_counter() - began, _processor_seconds() - used
+    return Taken(time.perf_counter() - began, _processor_seconds() - used)
 
 
 def write_scans(folder: Path, count: int) -> list[Path]:
@@ -82,9 +124,23 @@ def _processor_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _shown(seconds: tuple[float, float], scans: int) -> str:
-    clock, processor = seconds
-    return f"{clock:7.1f} s {3600 * scans / clock:6.0f} scans an hour {processor:7.1f} s of the processor"
+def _shown(result: dict[str, Any]) -> str:
+    same, scans = result["scans_with_the_same_masks"], result["scans"]
+    lines = [
+        f"{scans} scans, {len(PROMPTS)} prompts, {result['cores']} cores, load {result['load']}",
+        f"textseg predict in a loop  {_in_words(result['predict_in_a_loop'])}",
+        f"textseg cohort run         {_in_words(result['cohort'])}",
+        f"ratio {result['ratio']:.2f}, of processor time {result['ratio_of_processor_time']:.2f}; "
+        f"scans with the same masks both ways: {same} of {scans}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _in_words(facts: dict[str, float]) -> str:
+    return (
+        f"{facts['clock_seconds']:7.1f} s {facts['scans_an_hour']:6.0f} scans an hour "
+        f"{facts['processor_seconds']:7.1f} s of the processor"
+    )
 
 
 def _is_same(scan: Path, work: Path) -> bool:
@@ -112,6 +168,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--scans", type=int, default=8)
     parser.add_argument("--model", default="default")
     parser.add_argument("--jobs", type=int)
+    parser.add_argument("--save", action="store_true", help="write the result beside this program")
     return parser.parse_args()
 
 
