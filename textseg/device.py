@@ -13,11 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from textseg.errors import DeviceError
+from textseg.errors import DeviceError, says_out_of_memory
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
-# How torch says on CPUs, where it has no class of its own for it, that memory is missing.
-OUT_OF_MEMORY_WORDS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 class NotEnoughMemoryError(DeviceError, MemoryError):
@@ -71,11 +69,8 @@ def choose_compute(choice: DeviceChoice = "auto", threads: int | None = None) ->
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory is missing."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return not isinstance(error, NotEnoughMemoryError)
-    words = str(error).lower()
-    return isinstance(error, RuntimeError) and any(each in words for each in OUT_OF_MEMORY_WORDS)
+    """Whether an error says that memory is missing, so that less at once might do."""
+    return says_out_of_memory(error) and not isinstance(error, NotEnoughMemoryError)
 
 
 def forget_freed(device: torch.device | None = None) -> None:

@@ -41,3 +41,19 @@ class OutputError(TextsegError, OSError):
 
 class DatasetError(TextsegError, ValueError):
     """Training data that is incomplete or contradicts itself."""
+
+
+# How libraries say that memory is missing where they have no class of their own for it: torch on CPUs, CUDA's
+# libraries, SimpleITK, OpenVINO.
+OUT_OF_MEMORY_WORDS = (
+    *("can't allocate memory", "not enough memory", "out of memory", "failed to allocate memory"),
+    *("bad_alloc", "_alloc_failed"),
+)
+
+
+def says_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory is missing, told by name and words: torch may not be loaded yet."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    words = str(error).lower()
+    return isinstance(error, RuntimeError) and any(each in words for each in OUT_OF_MEMORY_WORDS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from operator import index as as_int
 from typing import Any
 
@@ -19,8 +19,9 @@ SAME_ORDER = AxisOrder((0, 1, 2), (False, False, False))
 class PackedMasks(NDArrayOperatorsMixin):
     """Masks (prompts, x, y, z) that read like an array of bool and are kept as bits.
 
-    `masks[0]` unpacks one prompt's mask and iterating one after the other. Whatever else arrays can do
-    (`masks.sum()`, `masks & other`, NumPy's functions) unpacks all of them.
+    `masks[0]` unpacks one prompt's mask and iterating one after the other; `masks[1:]` and `masks[[2, 0]]`
+    stay packed. Whatever else arrays can do (`masks.sum()`, `masks & other`, NumPy's functions) unpacks all
+    of them.
 
     bits: (prompts, u, v, bytes) uint8, eight voxels along the last axis a byte, the lowest bit first, as
     `textseg_kernels.finalise` packs them.
@@ -79,7 +80,8 @@ class PackedMasks(NDArrayOperatorsMixin):
         try:
             mask = self.unpack(as_int(first))
         except TypeError:
-            # A slice, a list or an array of prompts.
+            if not rest and isinstance(first, slice | list):
+                return _of_bits(self.bits[first], self.bits_shape, self.order)
             return self.__array__()[index]
         return mask[tuple(rest)] if rest else mask
 
@@ -100,3 +102,18 @@ class PackedMasks(NDArrayOperatorsMixin):
         if name.startswith("_") or "bits" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.__array__(), name)
+
+
+def joined(parts: Sequence[NDArray[np.bool_] | PackedMasks]) -> NDArray[np.bool_] | PackedMasks:
+    """The masks (prompts, x, y, z) of several parts, one after the other; packed where they all are alike."""
+    packed = [part for part in parts if isinstance(part, PackedMasks)]
+    if len(packed) < len(parts) or len({(part.bits_shape, part.order) for part in packed}) > 1:
+        return np.concatenate([np.asarray(part) for part in parts])
+    bits = np.concatenate([part.bits for part in packed])
+    return _of_bits(bits, packed[0].bits_shape, packed[0].order)
+
+
+def _of_bits(bits: NDArray[np.uint8], bits_shape: Shape, order: AxisOrder) -> PackedMasks:
+    masks = PackedMasks(0, bits_shape, order)
+    masks.bits = bits
+    return masks

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import typer
 
-from textseg.errors import TextsegError
+from textseg.errors import TextsegError, says_out_of_memory
 from textseg_cli.output import show_error
 
 FAILED = 1
@@ -43,7 +43,7 @@ def _sentence_and_code(error: BaseException) -> tuple[str, int]:
         return str(error), BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         return "Stopped.", STOPPED
-    if _is_out_of_memory(error):
+    if says_out_of_memory(error):
         return (
             "The memory is not enough for this scan. Ask for fewer prompts at once, or close other programs; "
             "with --device cuda try --device cpu.",
@@ -55,9 +55,3 @@ def _sentence_and_code(error: BaseException) -> tuple[str, int]:
         "run with TEXTSEG_DEBUG=1 for the traceback.",
         FAILED,
     )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """By name and words: torch must not be loaded to ask for its class, and on CPUs it has none."""
-    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from textseg.geometry import AxisOrder, Box
-from textseg.packed import PackedMasks
+from textseg.packed import PackedMasks, joined
 
 SHAPE = (5, 11, 19)
 ORDERS = [
@@ -70,3 +70,20 @@ def test_boxes_that_are_put_side_by_side_make_one_mask(masks):
     assert np.array_equal(packed, expected)
     packed.clear(1)
     assert not packed.any()
+
+
+def test_some_of_the_prompts_and_parts_joined_stay_packed(masks, monkeypatch):
+    packed, other = packed_of(masks, ORDERS[7]), packed_of(~masks, ORDERS[7])
+    monkeypatch.setattr(PackedMasks, "__array__", None)
+    for index in ([2, 0], slice(1, None), []):
+        some = packed[index]
+        assert some.shape == masks[index].shape
+        assert all(np.array_equal(one, mask) for one, mask in zip(some, masks[index], strict=True))
+    whole = joined([packed, other[:1]])
+    expected = [*masks, ~masks[0]]
+    assert all(np.array_equal(one, mask) for one, mask in zip(whole, expected, strict=True))
+
+
+def test_parts_that_lie_in_several_ways_are_joined_as_an_array(masks):
+    whole = joined([packed_of(masks, ORDERS[7]), packed_of(masks, ORDERS[8]), masks])
+    assert np.array_equal(whole, np.concatenate([masks] * 3))

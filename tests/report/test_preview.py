@@ -16,6 +16,7 @@ from PIL import Image
 from textseg.errors import GeometryError, OutputError
 from textseg.geometry import AxisOrder, Geometry
 from textseg.lettering import font_for
+from textseg.packed import PackedMasks
 from textseg.report import preview
 from textseg.report.preview import preview_title, render_preview
 
@@ -56,7 +57,7 @@ def phantom() -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 def drawn(
     folder: Path,
     image: NDArray[np.floating],
-    mask: NDArray[np.bool_],
+    mask: NDArray[np.bool_] | PackedMasks,
     geometry: Geometry,
     title: str = "phantom",
     names: list[str] | None = None,
@@ -90,6 +91,20 @@ def test_every_permuted_and_flipped_copy_gives_the_same_picture(tmp_path: Path, 
         np.testing.assert_array_equal(copy, expected, err_msg=str(order))
     mirrored = drawn(tmp_path, image[::-1], mask[::-1], geometry)
     assert mirrored.shape != expected.shape or (mirrored != expected).any()
+
+
+def test_packed_masks_give_the_same_picture_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, mask = phantom()
+    masks = np.stack([mask, np.roll(mask, 4, axis=0), np.zeros_like(mask)])
+    names = ["one", "other", "none"]
+    expected = drawn(tmp_path, image, masks, oblique(), names=names)
+    packed = PackedMasks(3, SHAPE)
+    for index, one in enumerate(masks):
+        packed.replace(index, one)
+    monkeypatch.setattr(PackedMasks, "__array__", None)
+    np.testing.assert_array_equal(drawn(tmp_path, image, packed, oblique(), names=names), expected)
 
 
 def test_left_front_and_feet_are_where_a_radiologist_expects_them(tmp_path: Path) -> None:
@@ -325,10 +340,9 @@ def test_a_long_legend_takes_more_rows(tmp_path: Path) -> None:
 
 
 def test_the_legend_says_what_is_not_to_be_seen() -> None:
-    nothing, something = np.zeros(SHAPE, dtype=bool), phantom()[1]
-    assert preview._entry("cyst", nothing, False) == "cyst (nothing marked)"
-    assert preview._entry("cyst", something, False) == "cyst (not in these planes)"
-    assert preview._entry("cyst", something, True) == "cyst"
+    assert preview._entry("cyst", False, False) == "cyst (nothing marked)"
+    assert preview._entry("cyst", True, False) == "cyst (not in these planes)"
+    assert preview._entry("cyst", True, True) == "cyst"
 
 
 def test_one_plane_is_enough_to_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -338,7 +352,7 @@ def test_one_plane_is_enough_to_be_seen(tmp_path: Path, monkeypatch: pytest.Monk
     nowhere[20:24, 3:6, 10:12] = True
     seen = {}
 
-    def entry(label: str, mask: NDArray[np.bool_], visible: bool) -> str:
+    def entry(label: str, is_there: bool, visible: bool) -> str:
         seen[label] = visible
         return label
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -14,6 +15,8 @@ from typing import Any
 from textseg.atomic import write_bytes
 from textseg.cohort.task import Task
 
+# The place was taken, or given back, between a look at it and a renaming.
+CROSSED, ATTEMPTS = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT), 5
 RESULT_FILE, MEASURES_FILE, PREVIEW_FILE = "result.json", "measures.json", "preview.png"
 
 
@@ -85,9 +88,16 @@ def _move_into_place(folder: Path, place: Path, older: Path) -> None:
     """Rename a folder to its place; what was there goes only when the new one is ready to come."""
     for path in (*folder.iterdir(), folder):
         _sync(path)
-    if place.exists():
-        os.replace(place, older)
-    os.replace(folder, place)
+    for attempt in range(ATTEMPTS):
+        try:
+            if place.exists():
+                os.replace(place, older.with_name(f"{older.name}{attempt}"))
+            os.replace(folder, place)
+            break
+        except OSError as error:
+            # A worker that was taken for lost may do the same job, and come or go in between.
+            if error.errno not in CROSSED or attempt + 1 == ATTEMPTS or not folder.exists():
+                raise
     _sync(place.parent)
 
 

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from textseg.cohort.task import Task
 from textseg.embeddings.encoder import TextEncoder
 from textseg.inference import Segmenter
+from textseg.packed import joined
 from textseg.result import Segmentation
 from textseg.volume import Volume
 
@@ -89,7 +89,7 @@ def segment_task(segmenter: Segmenter, channels: list[Volume], task: Task) -> Se
         return parts[0]
     return replace(
         parts[0],
-        masks=np.concatenate([part.masks for part in parts]),
+        masks=joined([part.masks for part in parts]),
         found=tuple(found for part in parts for found in part.found),
         seconds=sum(part.seconds for part in parts),
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from textseg.cohort.jobs import STAGING, Job, Settings
+from textseg.errors import says_out_of_memory
 from textseg.volume import Modality
 
 Stage = Literal["reading", "waiting", "segmenting", "writing"]
@@ -121,13 +122,8 @@ def is_disk_full(error: BaseException) -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """By name and words too: on CPUs torch has no class of its own for it."""
-    return any(
-        isinstance(one, MemoryError)
-        or type(one).__name__ == "OutOfMemoryError"
-        or (isinstance(one, RuntimeError) and "can't allocate memory" in str(one))
-        for one in _chain(error)
-    )
+    """Whether an error, or the one that led to it, says that memory is missing."""
+    return any(map(says_out_of_memory, _chain(error)))
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -109,15 +109,16 @@ def _write_all(segmentation: Segmentation, task: Task) -> None:
 def _failure(task: Task, error: Exception) -> Outcome:
     if is_disk_full(error):
         return Outcome(task.id, "disk", "The disk is full.")
+    ids = task.settings.ids
+    words = sentence_of(error, task, ids) if isinstance(error, TextsegError) else ""
     if is_out_of_memory(error):
-        return Outcome(
-            task.id, "memory", "The memory is not enough for this scan, even one prompt at a time."
-        )
-    if isinstance(error, TextsegError):
-        return Outcome(task.id, "failed", sentence_of(error, task, task.settings.ids))
+        enough = "The memory is not enough for this scan, even one prompt at a time."
+        return Outcome(task.id, "memory", words or enough)
+    if words:
+        return Outcome(task.id, "failed", words)
     first_line = str(error).partition("\n")[0]
     words = f"Something failed that should not have ({type(error).__name__}: {first_line})."
-    return Outcome(task.id, "failed", hide_in(task, task.settings.ids, words))
+    return Outcome(task.id, "failed", hide_in(task, ids, words))
 
 
 def serve(worker: Worker, tasks: TextIO, answers: TextIO) -> None:

@@ -16,6 +16,7 @@ from textseg.destination import save_png
 from textseg.errors import GeometryError
 from textseg.geometry import WORLD_ENDS, Box, Geometry, Scalar, bounding_box
 from textseg.lettering import DOTS, Font, drawable, font_for, shortened
+from textseg.packed import PackedMasks
 from textseg.volume import guess_modality
 
 Bools = NDArray[np.bool_]
@@ -88,7 +89,7 @@ PLANES = (Plane("Axial", 2), Plane("Coronal", 1), Plane("Sagittal", 0))
 
 def render_preview(
     image: NDArray[np.floating],
-    mask: Bools,
+    mask: Bools | PackedMasks,
     geometry: Geometry,
     title: str,
     path: Path,
@@ -101,7 +102,8 @@ def render_preview(
 
     Args:
         image: (x, y, z) float, in the scan's own axis order and units (Hounsfield for CT).
-        mask: (x, y, z) or (prompts, x, y, z) bool, on the grid of the image.
+        mask: (x, y, z) or (prompts, x, y, z) bool, on the grid of the image; packed ones are unpacked one by
+            one.
         geometry: the grid of both.
         title: what stands above the pictures; see `preview_title`.
         path: where the PNG goes; the file appears whole or not at all.
@@ -116,23 +118,29 @@ def render_preview(
     labels = _labels(len(masks), names)
 
     order = geometry.canonical_order()
-    image, masks, geometry = order.apply(image), order.apply(masks), geometry.reordered(order)
-    anywhere: Bools = np.any(masks, axis=0)
+    image, geometry = order.apply(image), geometry.reordered(order)
+    anywhere: Bools = np.zeros(geometry.shape, dtype=bool)
+    for one in masks:
+        anywhere |= order.apply(one)
     found = bounding_box(anywhere)
     centre = _middle_of(geometry.shape) if found is None else _centre_of(anywhere, geometry)
     view = _field_of_view(geometry, centre, found)
 
-    window = _window(image)
-    tiles, seen = [], np.zeros(len(masks), dtype=bool)
     scale = PICTURE_PIXELS / max(n * mm for n, mm in zip(view.shape, geometry.spacing_mm, strict=True))
-    for plane in PLANES:
-        size = _picture_size(plane, view, geometry, scale)
-        cuts = [_stretched(plane.cut(one[view.slices], _inside(centre, view)), size) for one in masks]
-        seen |= [bool(cut.any()) for cut in cuts]
+    sizes = [_picture_size(plane, view, geometry, scale) for plane in PLANES]
+    cuts_of_planes: list[list[Bools]] = [[] for _ in PLANES]
+    legend = []
+    for label, one in zip(labels, masks, strict=True):
+        shown = order.apply(one)[view.slices]
+        for plane, size, cuts in zip(PLANES, sizes, cuts_of_planes, strict=True):
+            cuts.append(_stretched(plane.cut(shown, _inside(centre, view)), size))
+        legend.append(_entry(label, bool(shown.any()), any(cuts[-1].any() for cuts in cuts_of_planes)))
+
+    window, tiles = _window(image), []
+    for plane, size, cuts in zip(PLANES, sizes, cuts_of_planes, strict=True):
         grey = _grey(plane.cut(image[view.slices], _inside(centre, view)), window, size)
         tiles.append(_tile(_coloured(grey, cuts), plane, geometry, centre, view))
 
-    legend = [_entry(*each) for each in zip(labels, masks, seen, strict=True)]
     page = _page(tiles, drawable(title), [drawable(entry) for entry in legend], scale)
     save_png(page, Path(path), "preview")
 
@@ -146,7 +154,7 @@ def preview_title(scan: str, prompt: str, presence: float | None, volume_ml: flo
     return "  |  ".join(parts)
 
 
-def _check(image: NDArray[np.floating], masks: Bools, geometry: Geometry) -> None:
+def _check(image: NDArray[np.floating], masks: Bools | PackedMasks, geometry: Geometry) -> None:
     if image.shape != geometry.shape or masks.shape[1:] != geometry.shape:
         raise GeometryError(
             f"Image and mask must lie on the grid {geometry.shape}, got {image.shape} and {masks.shape[1:]}. "
@@ -162,11 +170,11 @@ def _labels(count: int, names: Sequence[str] | None) -> Sequence[str]:
     return names
 
 
-def _entry(label: str, mask: Bools, seen: bool) -> str:
+def _entry(label: str, is_there: bool, seen: bool) -> str:
     """A mask's line in the legend, which says so when it can't be seen."""
     if seen:
         return label
-    return f"{label} (not in these planes)" if mask.any() else f"{label} (nothing marked)".lstrip()
+    return f"{label} (not in these planes)" if is_there else f"{label} (nothing marked)".lstrip()
 
 
 # ---- where to look ----
