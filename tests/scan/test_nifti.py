@@ -354,6 +354,44 @@ def test_a_size_or_type_beyond_all_measure_is_refused(voxels, tilted, tmp_path):
     )
 
 
+def test_a_size_that_the_file_can_not_hold_is_refused_before_memory_is_asked_for(
+    voxels, tilted, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("textseg.scan.nifti.array_from_file", None)
+    for name in ("scan.nii", "zipped.nii.gz"):
+        raw = with_bytes(saved(tmp_path / "scan.nii", voxels, tilted), 42, [9000] * 3, "<i2").read_bytes()
+        (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith(".gz") else raw)
+        refused(tmp_path / name, "the header tells of 1458000000352 bytes")
+
+
+def test_too_little_memory_is_no_damage_of_the_file(voxels, tilted, tmp_path, monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr("textseg.scan.nifti.array_from_file", no_memory)
+    with pytest.raises(MemoryError):
+        read_scan(saved(tmp_path / "scan.nii", voxels, tilted))
+
+
+@pytest.mark.parametrize("size", [0, 347, 1543569408])
+def test_a_header_that_names_another_size_is_read_with_a_warning(size, voxels, tilted, tmp_path):
+    path = with_bytes(saved(tmp_path / "scan.nii", voxels, tilted), 0, [size], "<i4")
+    scan = read_scan(path)
+    assert np.array_equal(scan.voxels[0], voxels)
+    assert np.allclose(scan.geometry.affine, tilted, atol=1e-4)
+    assert scan.file.details["warnings"] == [
+        f"The header says that it has {size} bytes, which no NIfTI header has; is the file damaged?"
+    ]
+
+
+def test_names_in_the_header_do_not_reach_the_mask(voxels, tilted, tmp_path):
+    image = nib.Nifti1Image(voxels, tilted)
+    image.header["db_name"], image.header["aux_file"] = b"Quixote", b"Quixote.txt"
+    nib.save(image, tmp_path / "scan.nii")
+    write_mask(tmp_path / "mask.nii", voxels > 0, read_scan(tmp_path / "scan.nii"))
+    assert b"Quixote" not in (tmp_path / "mask.nii").read_bytes()
+
+
 def test_an_mgz_without_orientation_is_read_with_a_warning(voxels, tilted, tmp_path):
     nib.save(nib.MGHImage(voxels, tilted), tmp_path / "scan.mgh")
     # The flag of a good orientation is a big-endian int16 after seven int32.

@@ -9,6 +9,7 @@ import colorsys
 import gzip
 import io
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import IO, Any, cast
 from xml.etree import ElementTree
@@ -43,7 +44,9 @@ from textseg.volume import ScanFile, Volume
 # xyzt_units & 7: unknown (taken as mm, as everybody does), metre, millimetre, micrometre.
 MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}
 FORMS_DIFFER_MM = 1.0
-NO_SUCH_SIZE = (OverflowError, MemoryError)
+# What gzip can make of a byte, by its format.
+MOST_OF_A_GZIP_BYTE = 1032
+HEADER_SIZES = (348, 540)
 INTENT_LABEL = 1002
 CARET_CODE = 30
 NO_ORIENTATION = (
@@ -60,7 +63,7 @@ def read_nifti(path: Path, volume: int | None = None) -> Volume:
     _check_pixdim(path, raw_header)
     geometry = scan_geometry(path.name, stored.shape, affine_mm(image.header))
     details = _details(image, number)
-    details["warnings"] = _warnings_of_forms(image.header, geometry)
+    details["warnings"] = [*_warnings_of_size(raw_header), *_warnings_of_forms(image.header, geometry)]
     voxels = scaled(stored, image.dataobj.slope, image.dataobj.inter)
     return Volume(voxels, geometry, ScanFile((path,), format_of(path), image.header, details))
 
@@ -160,21 +163,29 @@ def _read_stored(
         number = choose_volume(path.name, count, volume)
         shape, dtype = image.shape[:3], image.get_data_dtype()
         # NIfTI and MGH both store x fastest and the volumes one after the other.
-        offset = image.dataobj.offset + number * int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        count_of_one = prod(shape) * dtype.itemsize
+        offset = image.dataobj.offset + number * count_of_one
+        _check_size(path, stream, offset + count_of_one)
         stored = array_from_file(shape, dtype, cast(io.IOBase, stream), offset=offset, order="F", mmap=False)
         _read_to_end(stream)
     except ScanError:
         raise
     except DAMAGED_GZIP as error:
         raise damaged_gzip(path) from error
-    # nibabel has errors of its own for some faults of a header and ValueError for others; a size beyond all
-    # measure, in a damaged header, shows as OverflowError or MemoryError.
-    except (ImageFileError, HeaderDataError, WrapStructError, OSError, ValueError, *NO_SUCH_SIZE) as error:
+    # nibabel has errors of its own for some faults of a header, and Python's for others.
+    except (ImageFileError, HeaderDataError, WrapStructError, OSError, ValueError, OverflowError) as error:
         raise ScanError(
             f"{path.name} must be a complete image, but its header and its content do not fit: "
             f"{_in_one_line(error)}. Download or export it again."
         ) from error
     return stored, image, number if count > 1 else None
+
+
+def _check_size(path: Path, stream: IO[bytes], needed: int) -> None:
+    """Refuse a header that tells of more than the file can hold, before memory is asked for all of it."""
+    most = path.stat().st_size * (MOST_OF_A_GZIP_BYTE if isinstance(stream, gzip.GzipFile) else 1)
+    if needed > most:
+        raise ValueError(f"the header tells of {needed} bytes, and the file holds {most} at most")
 
 
 def _read_to_end(stream: IO[bytes]) -> None:
@@ -221,6 +232,19 @@ def _details(image: Any, number: int | None) -> dict[str, Any]:
     return details | {"stored_type": str(image.get_data_dtype())}
 
 
+def _warnings_of_size(raw_header: Any) -> list[str]:
+    """The size of the header is only a mark of the format, and readers take other numbers in silence.
+
+    No error, since the voxels and their place do not depend on it and ITK, FSL and nibabel read such files;
+    what damage does to other fields is found by what the file holds. But a number that no writer writes is
+    worth a look.
+    """
+    size = int(raw_header["sizeof_hdr"])
+    if size in HEADER_SIZES:
+        return []
+    return [f"The header says that it has {size} bytes, which no NIfTI header has; is the file damaged?"]
+
+
 def _warnings_of_forms(header: Any, geometry: Geometry) -> list[str]:
     sform, qform = int(header["sform_code"]) > 0, int(header["qform_code"]) > 0
     if not sform and not qform:
@@ -262,8 +286,10 @@ def _header_like(file: ScanFile | None, geometry: Geometry) -> Any:
     header.extensions.clear()
     for field in ("vox_offset", "cal_min", "cal_max", "intent_p1", "intent_p2", "intent_p3"):
         header[field] = 0
-    for field in ("aux_file", "intent_name"):
-        header[field] = b""
+    # Some converters write the patient's name into db_name, which NIfTI-2 has not.
+    for field in ("aux_file", "intent_name", "db_name"):
+        if field in header:
+            header[field] = b""
     return header
 
 
