@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from textseg.cohort.journal import Entry
     from textseg.cohort.request import Request
     from textseg.cohort.run import RunEnd, Stop
-    from textseg.cohort.workers import Place, Workers
+    from textseg.cohort.workers import Workers
+    from textseg.device import DeviceChoice
     from textseg.volume import Modality as Kind
 
 cohort = typer.Typer(
@@ -103,7 +104,8 @@ Jobs = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Worker processes; by default one a GPU, or the cores shared out among several.",
+        help="Worker processes; by default one a GPU, or the cores shared out among several. On Slurm its "
+        "jobs, by default one.",
         rich_help_panel=HOW,
     ),
 ]
@@ -408,13 +410,11 @@ def _run(
 ) -> None:
     from textseg.cohort.run import Compute, Stop, entries_of, run_cohort
     from textseg.cohort.start import start_cohort
-    from textseg.cohort.workers import places_for
 
     found = start_cohort(request, settings, out)
     for problem in [*found.problems, *prompt_notes(found.jobs)]:
         screen.note(problem.what)
-    places = places_for(hands.device.value, hands.jobs, hands.threads)
-    workers = _workers(places, hands)
+    workers, threads = _workers(hands)
     stop = Stop()
     with screen.progress() as progress, _asked_to_stop_by_signals(stop, screen):
         end = run_cohort(
@@ -422,7 +422,7 @@ def _run(
             out,
             settings,
             workers,
-            compute=Compute(hands.device.value, places[0].threads),
+            compute=Compute(hands.device.value, threads),
             only=only,
             retry_failed=retry_failed,
             stop=stop,
@@ -433,15 +433,21 @@ def _run(
     _say_end(screen, end, out)
 
 
-def _workers(places: Sequence[Place], hands: Hands) -> Workers:
+def _workers(hands: Hands) -> tuple[Workers, int | None]:
+    """Who does the work, and with how many threads each."""
+    device: DeviceChoice = hands.device.value
     if hands.cluster is None:
-        from textseg.cohort.workers import LocalWorkers
+        from textseg.cohort.workers import LocalWorkers, places_for
 
-        return LocalWorkers(places, hands.timeout)
-    from textseg.cohort.cluster import open_cluster, read_options
+        places = places_for(device, hands.jobs, hands.threads)
+        return LocalWorkers(places, hands.timeout), places[0].threads
+    from textseg.cohort.cluster import open_cluster, places_on, read_options
 
+    options = read_options(hands.options)
+    places = places_on(hands.cluster, device, hands.jobs, hands.threads, options)
     on_gpu = {Device.CPU: False, Device.CUDA: True}.get(hands.device)
-    return open_cluster(hands.cluster, places, read_options(hands.options), hands.timeout, on_gpu)
+    workers = open_cluster(hands.cluster, places, options, hands.timeout, on_gpu)
+    return workers, places[0].threads if places else hands.threads
 
 
 @contextmanager

@@ -179,10 +179,10 @@ def test_choices_are_those_of_the_library() -> None:
     from textseg_cli.cohort import CohortFormat, IdsChoice
 
     from textseg.cohort.jobs import Ids
-    from textseg.cohort.outputs import DICOM_FORMATS
+    from textseg.dicom_output import DICOM_KINDS
     from textseg.scan.write import WRITERS
 
     assert {choice.value for choice in IdsChoice} == set(get_args(Ids))
-    images = {choice.value for choice in CohortFormat} - set(DICOM_FORMATS)
+    images = {choice.value for choice in CohortFormat} - set(DICOM_KINDS)
     assert {f".{ending}" for ending in images} <= set(WRITERS)
-    assert set(DICOM_FORMATS) < {choice.value for choice in CohortFormat}
+    assert set(DICOM_KINDS) < {choice.value for choice in CohortFormat}

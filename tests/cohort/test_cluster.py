@@ -25,6 +25,7 @@ from textseg.cohort.cluster import (  # noqa: E402
     DaskWorkers,
     local_cluster,
     open_cluster,
+    places_on,
     read_options,
     slurm_cluster,
 )
@@ -184,6 +185,39 @@ def test_slurm_is_asked_for_what_was_said() -> None:
     assert "--resources GPU=1" in worker
     assert "--nthreads 3" in worker
     assert lines.index("source /opt/env/bin/activate") < lines.index(worker)
+
+
+def test_a_slurm_job_is_one_worker_with_all_of_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine on which a run is started has other cores than those that compute."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+    options = read_options(["cores=12"])
+    assert places_on("slurm", "auto", None, None, options) == [Place(12)]
+    assert places_on("slurm", "auto", 5, None, {}) == [Place(4)] * 5
+    assert places_on("slurm", "auto", 2, 3, options) == [Place(3)] * 2
+    assert places_on("tcp://host:8786", "auto", None, None, {}) == []
+    assert places_on("local", "cpu", None, None, {}) == [Place(2)] * 32
+
+
+@pytest.mark.parametrize(
+    ("where", "options", "words"),
+    [
+        ("local", [], "this machine shows none"),
+        ("slurm", ["gpus=0"], "give the option gpus=1"),
+        ("tcp://host:8786", [], "--resources GPU=1"),
+    ],
+)
+def test_a_gpu_that_nobody_offers_is_not_waited_for(
+    where: str, options: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Client:
+        def __init__(self, address: str, timeout: float) -> None: ...
+
+        def scheduler_info(self) -> dict[str, Any]:
+            return {"workers": {"one": {"resources": {}}}}
+
+    monkeypatch.setattr(distributed, "Client", Client)
+    with pytest.raises(CohortError, match=f"--device cuda needs a GPU .* {words}"):
+        open_cluster(where, [Place(1)], read_options(options), on_gpu=True)
 
 
 @pytest.mark.parametrize(

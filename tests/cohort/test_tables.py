@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +17,11 @@ from textseg.cohort.export import export_cohort
 from textseg.cohort.jobs import SECRET_FILE, CohortError, Job, Problem, Settings
 from textseg.cohort.journal import Entry, Journal
 from textseg.cohort.privacy import read_or_make_salt
+from textseg.cohort.request import Request
 from textseg.cohort.run import entries_of, run_cohort
+from textseg.cohort.start import look_up_jobs
 from textseg.cohort.summary import summary_rows, write_tables
-from textseg.errors import OutputError
+from textseg.errors import ModelError, OutputError
 
 Find = Callable[..., tuple[Job, ...]]
 WriteScan = Callable[[Path, int], Path]
@@ -55,6 +58,18 @@ def test_a_check_tells_of_copies_prompts_models_and_modalities(
     assert [problem.level for job in ("third", "fourth", "fifth") for problem in looks[job]] == ["error"] * 3
     assert "takes 1 channel" in looks["fifth"][0].what
     assert len(looks["fifth"]) == 1
+
+
+def test_a_check_tells_what_will_not_be_written(
+    scans: Path, jobs_of: Find, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(formats=("nrrd", "dicom-seg", "rtstruct"))
+    (look,) = check_jobs(jobs_of(scans / "a.nii.gz"), settings)
+    note = "It is no DICOM, so there will be no dicom-seg and no rtstruct."
+    assert look.problems == (Problem("a", note, "note"),)
+    monkeypatch.setitem(sys.modules, "highdicom", None)
+    with pytest.raises(ModelError, match=r"textseg\[dicom\]"):
+        look_up_jobs(Request((str(scans),), ("liver",)), settings)
 
 
 def test_an_estimate_grows_with_voxels_prompts_and_fewer_workers(

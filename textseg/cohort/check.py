@@ -18,6 +18,7 @@ from textseg.cohort.content import scan_content
 from textseg.cohort.jobs import Job, Problem, Settings
 from textseg.cohort.privacy import hide_in, sentence_of
 from textseg.cohort.reading import channels_of
+from textseg.dicom_output import DICOM_KINDS
 from textseg.errors import TextsegError
 from textseg.models import ModelFolder, find_model
 from textseg.volume import guess_modality
@@ -159,7 +160,13 @@ def _read(job: Job, model: ModelFolder, settings: Settings) -> tuple[int, list[P
         voxels = sum(int(one.voxels.size) for one in channels)
         modality = job.modality or channels[0].modality or guess_modality(channels[0].voxels)
         lines = [line for one in channels if one.file for line in one.file.details["warnings"]]
+        is_dicom = channels[0].file is not None and channels[0].file.format == "dicom"
     found = [Problem(job.id, line, "warning") for line in lines]
+    not_written = [] if is_dicom else [kind for kind in settings.formats if kind in DICOM_KINDS]
+    if not_written:
+        found.append(
+            Problem(job.id, f"It is no DICOM, so there will be no {' and no '.join(not_written)}.", "note")
+        )
     try:
         model.check_channels(count)
     except TextsegError as error:

@@ -19,10 +19,11 @@ from textseg.cohort.jobs import CohortError
 from textseg.cohort.remote import close_process, do_remotely
 from textseg.cohort.task import Outcome, Task
 from textseg.cohort.worker import THREADS
+from textseg.cohort.workers import Place, places_for
 from textseg.embeddings.extras import import_extra
 
 if TYPE_CHECKING:
-    from textseg.cohort.workers import Place
+    from textseg.device import DeviceChoice
 
 PURPOSE = "A cohort on a cluster"
 # A task takes a third of a GPU, so that three share it as three threads share a worker process.
@@ -39,6 +40,8 @@ SLURM_OPTIONS = (
     "directive",
     "prologue",
 )
+# Those of the options that are numbers, and what holds where they are not given.
+SLURM_NUMBERS = {"cores": "4", "gpus": "0"}
 
 
 class DaskWorkers:
@@ -158,6 +161,31 @@ class DaskWorkers:
             future.set_result(outcome)
 
 
+def places_on(
+    where: str,
+    device: DeviceChoice,
+    jobs: int | None,
+    threads: int | None,
+    options: Mapping[str, Sequence[str]],
+) -> list[Place]:
+    """A place for each worker of a cluster; none where others have started the workers.
+
+    This machine is shared out for "local" alone. That from which Slurm is asked is another one than those
+    that compute: there is one worker a Slurm job, with all of its cores, and one job unless more are asked
+    for.
+
+    Args:
+        where, options: as for `open_cluster`.
+        jobs, threads: as they were asked for, if they were.
+
+    Raises:
+        CohortError: a number among the options is none.
+    """
+    if where == "slurm":
+        return [Place(threads or _slurm_number(options, "cores"))] * (jobs or 1)
+    return places_for(device, jobs, threads) if where == "local" else []
+
+
 def open_cluster(
     where: str,
     places: Sequence[Place],
@@ -169,30 +197,45 @@ def open_cluster(
 
     Args:
         where: "local", "slurm", or the address of a scheduler such as "tcp://10.0.0.1:8786".
-        places: one for each worker of a local or Slurm cluster.
+        places: from `places_on`.
         options: of Slurm, by names in SLURM_OPTIONS.
+        on_gpu: whether tasks may go to workers with a GPU only; None for those if there are any.
 
     Raises:
-        CohortError: an unknown kind or option, or no scheduler answers.
+        CohortError: an unknown kind or option, no scheduler answers, or no worker has a GPU where it must.
         ModelError: the libraries of the extra "cluster" are not installed.
     """
     distributed = import_extra("distributed", "cluster", PURPOSE)
     if where == "local":
+        _need_gpu(on_gpu, any(place.gpu for place in places), "this machine shows none")
         cluster = local_cluster(places)
         return DaskWorkers(distributed.Client(cluster), cluster, places, timeout_s, on_gpu)
     if where == "slurm":
+        has_gpu = _slurm_number(options, "gpus") > 0
+        _need_gpu(on_gpu, has_gpu, "Slurm is asked for none; give the option gpus=1")
         cluster = slurm_cluster(options)
         cluster.scale(jobs=len(places))
-        gpu = on_gpu if on_gpu is not None else "gpus" in options
+        gpu = on_gpu if on_gpu is not None else has_gpu
         return DaskWorkers(distributed.Client(cluster), cluster, (), timeout_s, gpu)
     if "://" not in where:
         raise CohortError(f"A cluster is local, slurm or an address such as tcp://host:8786, got {where}.")
     try:
-        return DaskWorkers(distributed.Client(where, timeout=SECONDS_TO_ANSWER), None, (), timeout_s, on_gpu)
+        client = distributed.Client(where, timeout=SECONDS_TO_ANSWER)
     except (OSError, ValueError) as error:
         raise CohortError(
             f"A dask scheduler must answer at {where}, but none does. Start one with `dask scheduler`."
         ) from error
+    workers = client.scheduler_info()["workers"].values()
+    # Those that are still to come may have one.
+    has_gpu = not workers or any(worker.get("resources", {}).get("GPU") for worker in workers)
+    _need_gpu(on_gpu, has_gpu, "its workers offer none; start them with --resources GPU=1")
+    return DaskWorkers(client, None, (), timeout_s, on_gpu)
+
+
+def _need_gpu(is_needed: bool | None, is_there: bool, why: str) -> None:
+    """dask would wait for a worker with a GPU for ever."""
+    if is_needed and not is_there:
+        raise CohortError(f"--device cuda needs a GPU for every worker of the cluster, but {why}.")
 
 
 def local_cluster(places: Sequence[Place]) -> Any:
@@ -226,13 +269,13 @@ def slurm_cluster(options: Mapping[str, Sequence[str]]) -> Any:
         raise CohortError(f"An option for Slurm is one of {', '.join(SLURM_OPTIONS)}, got {unknown[0]}.")
     jobqueue = import_extra("dask_jobqueue", "cluster", PURPOSE)
     single = {name: values[-1] for name, values in options.items()}
-    gpus = _whole_number("gpus", single.get("gpus", "0"))
+    gpus = _slurm_number(options, "gpus")
     directives = [*options.get("directive", ()), *([f"--gres=gpu:{gpus}"] if gpus else [])]
     resources = ["--resources", f"GPU={gpus}"] if gpus else []
     return jobqueue.SLURMCluster(
         queue=single.get("queue"),
         account=single.get("account"),
-        cores=_whole_number("cores", single.get("cores", "4")),
+        cores=_slurm_number(options, "cores"),
         memory=single.get("memory", "16GB"),
         walltime=single.get("walltime", "12:00:00"),
         interface=single.get("interface"),
@@ -259,7 +302,8 @@ def read_options(texts: Sequence[str]) -> dict[str, list[str]]:
     return options
 
 
-def _whole_number(name: str, text: str) -> int:
+def _slurm_number(options: Mapping[str, Sequence[str]], name: str) -> int:
+    text = options[name][-1] if name in options else SLURM_NUMBERS[name]
     if not text.isdigit():
         raise CohortError(f"{name} must be a whole number, got {text}.")
     return int(text)

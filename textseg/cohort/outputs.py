@@ -20,14 +20,12 @@ from textseg.cohort.folders import (
 from textseg.cohort.privacy import hide
 from textseg.cohort.task import Task
 from textseg.destination import file_stems
-from textseg.dicom_output import DicomKind, write_dicom_masks
+from textseg.dicom_output import DICOM_KINDS, DicomKind, write_dicom_masks
 from textseg.measure import measure_segmentation
 from textseg.result import Segmentation
 from textseg.scan import mask_ending, write_mask
 
 COHORT_FORMAT = "textseg-cohort-result-1"
-# Written with highdicom and pydicom rather than as images.
-DICOM_FORMATS: dict[str, DicomKind] = {"dicom-seg": "seg", "rtstruct": "rtstruct"}
 # Of a DICOM scan only these facts can't tell whose it is.
 HARMLESS = ("dicom_modality", "slices", "volume", "warnings")
 # These differ from run to run; the journal keeps them, so that the same job always leaves the same bytes.
@@ -53,7 +51,7 @@ def write_outputs(segmentation: Segmentation, task: Task) -> None:
 
 def _write_masks(segmentation: Segmentation, task: Task, folder: Path) -> dict[int, list[str]]:
     """The names of the files of every prompt that has some."""
-    endings = [ending for ending in task.settings.formats if ending not in DICOM_FORMATS]
+    endings = [ending for ending in task.settings.formats if ending not in DICOM_KINDS]
     if not endings and not _dicom_kinds(segmentation, task):
         endings = [mask_ending(segmentation.volume.file)]
     stems = file_stems("mask", [found.prompt.text for found in segmentation.found])
@@ -72,7 +70,7 @@ def _dicom_kinds(segmentation: Segmentation, task: Task) -> list[DicomKind]:
     file = segmentation.volume.file
     if file is None or file.format != "dicom":
         return []
-    return [DICOM_FORMATS[ending] for ending in task.settings.formats if ending in DICOM_FORMATS]
+    return [DICOM_KINDS[ending] for ending in task.settings.formats if ending in DICOM_KINDS]
 
 
 def _write_dicom(segmentation: Segmentation, task: Task, folder: Path) -> None:

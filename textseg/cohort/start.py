@@ -58,7 +58,9 @@ def look_up_jobs(request: Request, settings: Settings, out: Path | None = None) 
 
     Raises:
         CohortError: see `find_jobs`.
+        ModelError: a library that a format needs is not installed.
     """
+    _need_libraries_for(settings)
     numbers: dict[str, int] = {}
     naming = Naming(
         Pseudonyms(settings.ids, temporary_salt()),
