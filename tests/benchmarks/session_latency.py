@@ -24,10 +24,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.spatial import ConvexHull
+from simulated_user import draw
 
 from textseg.device import describe_device
-from textseg.network.spatial_prompts import Interaction, Lasso, Point, Region, Scribble
+from textseg.network.spatial_prompts import Interaction
 from textseg.session import Session
 from textseg.train.interactions import KINDS, drawn_on
 
@@ -50,28 +50,6 @@ def timed(run: Callable[[], Any]) -> tuple[float, float]:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - clock, time.process_time() - processor
-
-
-def draw(session: Session, mark: Interaction) -> None:
-    """A simulated mark, in voxels of the scan, as a person's."""
-    if isinstance(mark, Point):
-        session.add_point(mark.position, mark.positive, coordinates="voxel")
-    elif isinstance(mark, Region):
-        session.add_box(mark.start, mark.stop, mark.positive, coordinates="voxel")
-    elif isinstance(mark, Scribble):
-        session.add_scribble(mark.voxels, mark.positive, coordinates="voxel")
-    else:
-        session.add_lasso(outline(mark), mark.positive, coordinates="voxel")
-
-
-def outline(lasso: Lasso) -> np.ndarray:
-    """The corners (n, 3) of the convex hull of what a lasso encloses on its slice."""
-    voxels = np.asarray(lasso.voxels)
-    across = int(np.ptp(voxels, axis=0).argmin())
-    flat = np.delete(voxels, across, axis=1)
-    # Half a voxel around each, so that even one voxel has an area.
-    around = (flat[:, None] + np.array([(-0.5, -0.5), (-0.5, 0.5), (0.5, -0.5), (0.5, 0.5)])).reshape(-1, 2)
-    return np.insert(around[ConvexHull(around).vertices], across, voxels[0, across], axis=1)
 
 
 def marks(session: Session, random: np.random.Generator) -> Iterator[Interaction]:

@@ -111,7 +111,7 @@ def lasso_mark(points: ArrayLike, positive: bool, scan: Geometry, coordinates: C
         raise PromptError(f"{rule}, got {len(line)} that enclose nothing. Draw it around something.")
     _refuse_outside(line, "A lasso", scan)
     centred = line - line.mean(axis=0)
-    if np.abs(centred @ np.linalg.svd(centred)[2][2]).max() > PLANE_TOLERANCE_VOXELS:
+    if np.abs(centred @ np.linalg.svd(centred, full_matrices=False)[2][2]).max() > PLANE_TOLERANCE_VOXELS:
         raise PromptError(
             "The points of a lasso lie in one plane, got points that do not. Draw on one slice."
         )
@@ -181,7 +181,7 @@ def line_voxels(points: Floats) -> Voxels:
 def enclosed_voxels(points: Floats) -> Voxels:
     """The voxels (n, 3), one thick, within a closed flat line through points (n, 3); its line if none is."""
     centre = points.mean(axis=0)
-    normal = np.linalg.svd(points - centre)[2][2]
+    normal = np.linalg.svd(points - centre, full_matrices=False)[2][2]
     across = int(np.abs(normal).argmax())
     # Off by less than rounding over a thousand voxels, the plane is one of the grid's own.
     slopes = np.where(np.abs(normal) < 1e-3 * abs(normal[across]), 0.0, normal / normal[across])
