@@ -33,6 +33,16 @@ def writestr(self, name, *rest):
 zipfile.ZipFile.writestr = writestr
 session_file.write_session(session_file.Path(sys.argv[1]), saved)
 """
+# Clicks until somebody ends it, and tells of each click that was answered.
+CLICKS_FOR_EVER = """
+import sys
+from textseg.session import Session
+session = Session.load(sys.argv[1], model=sys.argv[2], device="cpu", threads=1)
+for step in range(1000):
+    session.add_point((3 + step % 20, 12, 9), coordinates="voxel")
+    print(step + 1, flush=True)
+"""
+CLICKS = 3
 
 
 @pytest.fixture
@@ -120,6 +130,25 @@ def test_a_file_is_whole_after_a_crash_in_the_middle_of_saving(session, segmente
     assert list(tmp_path.glob(".work.session.*.part"))
     assert path.read_bytes() == before
     np.testing.assert_array_equal(Session.load(path, model=segmenter).mask, session.mask)
+
+
+def test_what_was_answered_is_still_there_after_a_kill(session, segmenter, tiny_folder, tmp_path):
+    path = session.save(tmp_path / "work.session")
+    command = [sys.executable, "-c", CLICKS_FOR_EVER, str(path), str(tiny_folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        told = [next(process.stdout) for _ in range(CLICKS)]
+        process.kill()
+        process.wait()
+    assert process.returncode < 0
+    assert told == [f"{step}\n" for step in range(1, CLICKS + 1)]
+    loaded = Session.load(path, model=segmenter)
+    clicks = loaded.marks[len(session.marks) :]
+    assert len(clicks) >= CLICKS
+    assert all(mark.kind == "point" for mark in clicks)
+    for _ in clicks:
+        loaded.undo()
+    np.testing.assert_array_equal(loaded.mask, session.mask)
+    assert loaded.legend == session.legend
 
 
 def test_a_session_file_is_a_zip_of_json_and_bits(session, tmp_path):

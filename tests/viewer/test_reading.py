@@ -40,6 +40,30 @@ def test_a_file_becomes_a_layer_that_is_its_scan(nifti, scan):
     assert found.file.paths == (nifti,)
 
 
+@pytest.mark.parametrize("ending", [".nrrd", ".nhdr", ".mha", ".mhd", ".mgz"])
+def test_files_of_every_kind_become_the_same_layer(scan, ending, tmp_path):
+    path = tmp_path / f"one{ending}"
+    write_scan(path, scan)
+    layer = only(get_reader(str(path))(str(path)))
+    assert layer.name == "one"
+    found = volume_of(layer)
+    np.testing.assert_array_equal(found.voxels, scan.voxels)
+    assert found.geometry.is_close(scan.geometry, 1e-3)
+
+
+def write_scan(path, volume):
+    """By the libraries themselves."""
+    if path.suffix == ".mgz":
+        nib.save(nib.MGHImage(volume.voxels[0], volume.geometry.affine), path)
+        return
+    image = sitk.GetImageFromArray(volume.voxels[0].T)
+    lps = np.diag([-1.0, -1, 1]) @ volume.geometry.affine[:3]
+    image.SetSpacing(volume.geometry.spacing_mm)
+    image.SetOrigin(lps[:, 3].tolist())
+    image.SetDirection((lps[:, :3] / np.array(volume.geometry.spacing_mm)).ravel().tolist())
+    sitk.WriteImage(image, str(path))
+
+
 def test_frames_of_a_4d_file_are_read_in_order(scan, tmp_path):
     voxels = np.stack([scan.voxels[0] + 10 * frame for frame in range(3)], axis=-1)
     nib.save(nib.Nifti1Image(voxels, scan.geometry.affine), tmp_path / "four.nii.gz")

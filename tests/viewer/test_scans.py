@@ -61,6 +61,27 @@ def test_an_array_that_was_added_as_nibabel_reads_it(scan):
     assert tuple(index) == (7, 11, 20)
 
 
+def test_scale_turn_place_and_unit_of_a_real_layer_count(scan):
+    layers = pytest.importorskip("napari.layers", reason="Needs napari.", exc_type=ImportError)
+    turn = np.array([[1, 0, 0], [0, 0.8, -0.6], [0, 0.6, 0.8]])
+    options = {"scale": (3, 1.5, 1), "rotate": turn, "translate": (10, -20, 30), "units": ("cm",) * 3}
+    found = grid_of(layers.Image(scan.voxels[0].T, **options), "SPL")
+    assert found.shape == scan.geometry.shape
+    assert found.spacing_mm == pytest.approx((10, 15, 30))
+    # Left, back and head are where the world's last, second and first axis run to.
+    np.testing.assert_allclose(found.to_world((0, 0, 0)), (-300, 200, 100))
+    along = found.to_world((0, 1, 0)) - found.to_world((0, 0, 0))
+    np.testing.assert_allclose(along, (-9, -12, 0), atol=1e-9)
+
+
+def test_flips_of_a_real_layer_count(flipped_scan):
+    layers = pytest.importorskip("napari.layers", reason="Needs napari.", exc_type=ImportError)
+    affine = np.diag([-2.0, 1.5, -1, 1])
+    found = grid_of(layers.Image(flipped_scan.voxels[0].T, affine=affine), "SPL")
+    assert found.orientation == "RPI"
+    assert found.spacing_mm == pytest.approx((1, 1.5, 2))
+
+
 def test_frames_are_scans_of_their_own(flipped_scan):
     later = Volume(flipped_scan.voxels + 5, flipped_scan.geometry, modality="ct")
     layer = layer_of([flipped_scan, later])
