@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,7 +21,7 @@ from textseg.embeddings.encoder import TextEncoder
 from textseg.errors import PlanError, PromptError, ScanError
 from textseg.finishing import MaskFinisher, empty_masks, finish_slabs
 from textseg.geometry import Shape
-from textseg.masks import fill_holes, largest_component, logit_of
+from textseg.masks import FEWEST_WORKING_VOXELS, fill_holes, largest_component, logit_of
 from textseg.memory import Footprint, Task, choose_batches, footprint
 from textseg.models import ModelFolder, find_model
 from textseg.network.build import PromptableNetwork, for_inference
@@ -31,7 +32,7 @@ from textseg.packed import PackedMasks
 from textseg.plan import Plan
 from textseg.prepare import Prepared, join_channels, prepare
 from textseg.prompts import Prompt, understand
-from textseg.result import Found, ModalitySource, Segmentation, describe_mask
+from textseg.result import NO_MASK, Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import check_voxels, read_scan
 from textseg.sliding import Batches, MaskAnswer, MemoryFacts, segment_windows
 from textseg.volume import Modality, Volume, guess_modality
@@ -264,10 +265,23 @@ class Segmenter:
         masks: NDArray[np.bool_] | PackedMasks,
         answer: MaskAnswer,
     ) -> tuple[Found, ...]:
-        return tuple(
-            Found(prompt, float(score), describe_mask(mask, volume.geometry), asked)
-            for prompt, mask, score, asked in zip(prompts, masks, answer.presence, answer.asked, strict=True)
-        )
+        """What was found of each prompt; masks of a few voxels are emptied."""
+        found = []
+        for index, (prompt, mask) in enumerate(zip(prompts, masks, strict=True)):
+            facts, too_small_ml = describe_mask(mask, volume.geometry), None
+            if 0 < facts.volume_ml < self._least_ml(prompt):
+                assert isinstance(masks, PackedMasks)
+                masks.clear(index)
+                facts, too_small_ml = NO_MASK, facts.volume_ml
+            score, asked = float(answer.presence[index]), answer.asked[index]
+            found.append(Found(prompt, score, facts, asked, too_small_ml))
+        return tuple(found)
+
+    def _least_ml(self, prompt: Prompt) -> float:
+        """The volume that a mask must have to be reported; models of other projects decide for themselves."""
+        if self._foreign is not None:
+            return 0.0
+        return FEWEST_WORKING_VOXELS * math.prod(self.plan.spacing_for(prompt.group)) / 1000
 
 
 def _cleaned_up(masks: NDArray[np.bool_] | PackedMasks) -> PackedMasks:

@@ -14,6 +14,10 @@ from textseg.packed import PackedMasks
 
 Mask = NDArray[np.bool_]
 
+# A mask of fewer voxels of the working grid is nothing: a network is never taught to mark so little, and a
+# person would not see it. At 4 mm that is a ball of 8 mm, at 1 mm one of 2 mm.
+FEWEST_WORKING_VOXELS = 4
+
 
 def logit_of(probability: float) -> float:
     """The logit whose sigmoid is a probability."""

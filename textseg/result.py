@@ -25,6 +25,7 @@ from textseg.prepare import ChannelSource
 from textseg.prompts import Prompt
 from textseg.report.preview import render_preview
 from textseg.scan import write_label_map, write_mask
+from textseg.sides import SideCheck
 from textseg.sliding import MemoryFacts
 from textseg.version import __version__
 from textseg.volume import Modality, Volume
@@ -46,17 +47,22 @@ class MaskFacts:
     box_mm: tuple[tuple[float, float, float], tuple[float, float, float]] | None
 
 
+NO_MASK = MaskFacts(0, 0.0, None, None)
+
+
 @dataclass(frozen=True)
 class Found:
     """One prompt's outcome: what was understood, how sure the network is that it is there, where it lies.
 
     asked: the words or the label that the network was asked for; None for those that were understood.
+    too_small_ml: the volume of a mask of so few voxels that it was emptied; None where it was not.
     """
 
     prompt: Prompt
     presence: float
     mask: MaskFacts
     asked: str | None = None
+    too_small_ml: float | None = None
 
     @property
     def is_there(self) -> bool:
@@ -64,7 +70,8 @@ class Found:
 
     def __str__(self) -> str:
         if not self.is_there:
-            return f"not found: {self.prompt.text!r} (presence {self.presence:.2f})"
+            crumb = f", {self.too_small_ml:.2g} ml are too little" if self.too_small_ml else ""
+            return f"not found: {self.prompt.text!r} (presence {self.presence:.2f}{crumb})"
         return f"{self.prompt.text}: {self.mask.volume_ml:.1f} ml (presence {self.presence:.2f})"
 
 
@@ -74,7 +81,8 @@ class Segmentation:
 
     Masks may be packed: they read like an array, and `masks[0]` unpacks one of them. The scan is `volume`; of
     several channels it has the first one's grid, and `channels` tells where each of them came from. `memory`
-    is what the peak was predicted to be, where that can be told.
+    is what the peak was predicted to be, where that can be told. `sides` are the checks against the mirrored
+    scan, one a prompt, where they were made (`textseg.sides.check_sides`).
     """
 
     masks: NDArray[np.bool_] | PackedMasks
@@ -88,6 +96,7 @@ class Segmentation:
     clean_up: bool = False
     channels: tuple[ChannelSource, ...] = ()
     memory: MemoryFacts | None = None
+    sides: tuple[SideCheck, ...] = ()
 
     @property
     def geometry(self) -> Geometry:
@@ -194,8 +203,15 @@ class Segmentation:
                 "sha256": self.model.sha256,
             },
             "clean_up": self.clean_up,
-            "prompts": [_prompt_facts(found, (files or {}).get(i)) for i, found in enumerate(self.found)],
+            "prompts": [
+                _prompt_facts(found, (files or {}).get(i)) | self._side_facts(i)
+                for i, found in enumerate(self.found)
+            ],
         }
+
+    def _side_facts(self, index: int) -> dict[str, Any]:
+        """What the mirrored scan said to a prompt, where it was asked."""
+        return {"mirrored": self.sides[index].as_json()} if self.sides else {}
 
     def _channel_facts(self) -> dict[str, Any]:
         """Of each channel, where there are several: its name, modality and files, and its grid if another."""
@@ -211,7 +227,7 @@ def describe_mask(mask: NDArray[np.bool_], geometry: Geometry) -> MaskFacts:
     """Volume, centroid and axis-parallel box, in the world, of a mask (x, y, z)."""
     box = bounding_box(mask)
     if box is None:
-        return MaskFacts(0, 0.0, None, None)
+        return NO_MASK
     voxels = int(mask[box.slices].sum())
     centroid = geometry.to_world(_mean_index(mask, box))
     low, high = _world_extent(mask, box, geometry)
@@ -295,6 +311,7 @@ def _prompt_facts(found: Found, file: str | None) -> dict[str, Any]:
         "snomed": prompt.snomed,
         "presence": round(found.presence, 4),
         "found": found.is_there,
+        "too_small_ml": None if found.too_small_ml is None else round(found.too_small_ml, 4),
         "voxels": mask.voxels,
         "volume_ml": round(mask.volume_ml, 3),
         "centroid_mm": mask.centroid_mm,

@@ -18,6 +18,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from textseg.result import Found
+    from textseg.sides import SideCheck
 
 # A file or a pipe has no width; wide enough that no table is folded there.
 PIPE_WIDTH = 240
@@ -91,6 +92,14 @@ class Screen:
             self._out.print(_found_table(record))
             self.lines(missing)
             self.lines([_summary(record), f"Written to {written[-1].parent}, with {written[-1].name}"])
+
+    def sides(self, checks: Sequence[SideCheck]) -> None:
+        """What the mirrored scan said to each prompt, and which sides are not to be relied on."""
+        if not self.quiet and not self.json:
+            self.lines([str(check) for check in checks])
+        for check in checks:
+            if check.warning:
+                self.warning(check.warning)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         table = Table(*columns, title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD)

@@ -115,6 +115,14 @@ def predict(
             "--clean-up", help="Keep the largest part of a mask, fill its holes.", rich_help_panel=HOW
         ),
     ] = False,
+    sides: Annotated[
+        bool,
+        typer.Option(
+            "--check-sides",
+            help="Segment the scan mirrored left to right too, sides swapped in the prompts, and compare.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -204,6 +212,10 @@ def predict(
             backend=backend.value,
         )
         segmentation = segmenter(scans, texts, modality=kind, clean_up=clean_up, progress=progress)
+        if sides:
+            from textseg.sides import check_sides
+
+            segmentation = check_sides(segmentation, segmenter, progress)
         progress("writing", 0, 1)
         written = segmentation.write(to)
     for found in segmentation.found if chosen.kind != "textseg" else ():
@@ -216,6 +228,7 @@ def predict(
                 f"that, of which it covers {source.covered:.0%}."
             )
     screen.segmentation(segmentation.found, written)
+    screen.sides(segmentation.sides)
     if not any(found.is_there for found in segmentation.found):
         raise typer.Exit(NOTHING_FOUND)
 

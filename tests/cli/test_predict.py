@@ -218,6 +218,25 @@ def test_an_unknown_prompt_is_used_but_noted(predict: Run, stub: Stub) -> None:
     assert second == "Note: 'qqqq' is not in the lexicon; its words are used as they are."
 
 
+def test_sides_are_checked_when_asked_for(predict: Run, stub: Stub, out: Path) -> None:
+    # The stub marks the box whatever side is asked for.
+    result = predict("left kidney", "liver", "--check-sides")
+    assert result.exit_code == 0, result.output
+    assert stub.calls == 2
+    assert "left kidney: mirrored scan asked for 'right kidney', Dice 1.00" in result.stdout
+    assert "liver: mirrored scan asked the same, Dice 1.00" in result.stdout
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("Warning:")]
+    assert "not told apart for 'left kidney'" in warning
+    (record,) = out.glob("*_record.json")
+    kidney, liver = json.loads(record.read_text(encoding="utf-8"))["prompts"]
+    assert (kidney["mirrored"]["dice"], liver["mirrored"]["warning"]) == (1.0, None)
+
+
+def test_sides_are_not_checked_otherwise(predict: Run, stub: Stub) -> None:
+    assert "mirrored" not in predict("left kidney").output
+    assert stub.calls == 1
+
+
 def test_words_that_are_not_understood_are_named(predict: Run, stub: Stub) -> None:
     assert "these words are not understood: thingy" in predict("left kidney thingy").stderr
 

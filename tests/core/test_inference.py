@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import nibabel as nib
 import numpy as np
@@ -196,6 +197,24 @@ def test_what_is_not_in_the_scan_gets_an_empty_mask(model, volume, bright):
     assert absent.presence[0] == pytest.approx(0.49)
     bright.presence = 0.51
     assert segmenter(volume, "liver").found[0].is_there
+
+
+@pytest.mark.parametrize(("side", "there"), [(1, False), (3, True)])
+def test_a_mask_of_a_few_voxels_is_nothing(segmenter, monkeypatch, volume, side, there):
+    def block(network, image, text, *rest):
+        logits = torch.full((1, *image.shape[1:]), -10.0)
+        logits[0, 3 : 3 + side, 4 : 4 + side, 5 : 5 + side] = 10
+        return Answer(logits, torch.tensor([0.9]))
+
+    monkeypatch.setattr("textseg.inference.segment_windows", block)
+    result = segmenter(volume, "liver")
+    (found,), (record,) = result.found, result.record()["prompts"]
+    assert found.is_there == record["found"] == result.masks.any() == there
+    assert (found.too_small_ml is None) == (record["too_small_ml"] is None) == there
+    if not there:
+        assert 0 < found.too_small_ml < math.prod(segmenter.plan.spacing_for("torso")) / 1000
+        assert found.mask.centroid_mm is None
+        assert str(found) == f"not found: 'liver' (presence 0.90, {found.too_small_ml:.2g} ml are too little)"
 
 
 def test_cleaning_up_keeps_the_largest_part_and_fills_it(segmenter, bright, hounsfield, geometry):
