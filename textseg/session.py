@@ -137,6 +137,11 @@ class Session:
             if self._volume is not None:
                 self._engine.set_scan(self._volume, self._modality)
 
+    @property
+    def own_engine(self) -> Engine:
+        """The model itself as an engine, whichever answers now; others can be given it to answer words."""
+        return self._own
+
     # ---- steps ----
 
     def say(self, text: str) -> Answer:

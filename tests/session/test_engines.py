@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 import types
 
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from tests.embeddings.tiny_language import let_torchvision_be_imported
+from tests.nnunet.tiny_nnunet import write_nnunet
 from tests.session.conftest import body, tilted
 from textseg.errors import ModelError, PromptError
 from textseg.interactive.marks import point_mark, scribble_mark
 from textseg.interactive.nninteractive import NnInteractiveEngine, load_nninteractive
-from textseg.interactive.sam import SamEngine, as_grey, load_sam, slice_axis
+from textseg.interactive.sam import KIND_OF_WIDTH, SamEngine, as_grey, load_sam, slice_axis
 from textseg.session import Session
 from textseg.volume import Volume
 
@@ -111,6 +113,19 @@ def test_words_become_boxes_through_another_engine(segmenter, scan):
     np.testing.assert_array_equal(session.mask, scan.voxels[0] > 0)
 
 
+def test_what_is_encoded_stays_when_another_engine_comes_and_goes(segmenter, scan):
+    session = Session(segmenter)
+    session.set_scan(scan)
+    session.say("liver")
+    encoded = len(segmenter.network.encoded)
+    session.engine = SamEngine(BrightPixels(), text=session.own_engine)
+    session.say("spleen")
+    session.engine = None
+    assert session.engine is session.own_engine
+    session.say("liver")
+    assert len(segmenter.network.encoded) == encoded
+
+
 def test_sam_alone_takes_no_words(session):
     with pytest.raises(PromptError, match="SAM takes no words"):
         session.say("liver")
@@ -142,13 +157,13 @@ def test_ct_is_shown_in_its_window():
     assert grey.ravel().tolist() == [0, 0, 127, 255, 255]
 
 
-def test_a_tiny_sam_answers_on_a_slice(segmenter, scan):
+def tiny_sam():
+    """A SAM of two thousand weights, of segment-anything's own parts."""
     let_torchvision_be_imported()
-    package = pytest.importorskip("segment_anything", reason="Needs the extra sam.")
+    pytest.importorskip("segment_anything", reason="Needs the extra sam.")
     from segment_anything import modeling
 
-    torch.manual_seed(3)
-    sam = modeling.Sam(
+    return modeling.Sam(
         modeling.ImageEncoderViT(
             img_size=64, patch_size=16, embed_dim=16, depth=1, num_heads=2, out_chans=16
         ),
@@ -159,14 +174,22 @@ def test_a_tiny_sam_answers_on_a_slice(segmenter, scan):
             transformer_dim=16,
             transformer=modeling.TwoWayTransformer(depth=1, embedding_dim=16, num_heads=2, mlp_dim=16),
         ),
-    ).eval()
-    predictor = package.SamPredictor(sam)
-    engine = SamEngine(predictor)
-    session = Session(segmenter, engine=engine)
+    )
+
+
+def test_a_tiny_sam_from_its_file_answers_on_a_slice(segmenter, scan, tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    sam = tiny_sam()
+    import segment_anything
+
+    torch.save(sam.state_dict(), tmp_path / "sam.pth")
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", tiny_sam)
+    monkeypatch.setitem(KIND_OF_WIDTH, 16, "vit_b")
+    session = Session(segmenter, engine=SamEngine(load_sam(tmp_path / "sam.pth")))
     session.set_scan(scan)
     session.add_box((8, 8, 9), (16, 15, 10), coordinates="voxel")
     grey = as_grey(scan.voxels[0], "ct")[:, :, 9]
-    alone = package.SamPredictor(sam)
+    alone = segment_anything.SamPredictor(sam.eval())
     alone.set_image(np.repeat(grey[:, :, None], 3, axis=2))
     wanted, _, _ = alone.predict(box=np.array([8, 8, 15, 16], np.float32), multimask_output=False)
     assert wanted[0].any()
@@ -182,8 +205,9 @@ def test_missing_weights_and_packages_are_said(tmp_path, monkeypatch):
     with pytest.raises(ModelError, match="there is no"):
         load_sam(tmp_path / "sam.pth")
     torch.save({"other": torch.zeros(1)}, tmp_path / "sam.pth")
-    with pytest.raises(ModelError, match="does not hold the weights of SAM vit_b"):
-        load_sam(tmp_path / "sam.pth")
+    for kind in (None, "vit_b"):
+        with pytest.raises(ModelError, match="does not hold the weights of SAM"):
+            load_sam(tmp_path / "sam.pth", kind)
     with pytest.raises(ModelError, match="vit_b, vit_l or vit_h, got 'vit_x'"):
         load_sam(tmp_path / "sam.pth", "vit_x")
 
@@ -191,7 +215,9 @@ def test_missing_weights_and_packages_are_said(tmp_path, monkeypatch):
 class StandIn:
     """nnInteractive's documented session: positive marks go into the buffer, negative ones out of it."""
 
-    def __init__(self, device=None, use_torch_compile=False, verbose=False, do_autozoom=True):
+    def __init__(
+        self, device=None, use_torch_compile=False, verbose=False, torch_n_threads=8, do_autozoom=True
+    ):
         self.calls = []
         self.device = device
 
@@ -294,6 +320,50 @@ def test_nninteractive_is_loaded_from_its_package_and_its_licence_is_said(tmp_pa
     assert session.device == torch.device("cpu")
     with pytest.raises(ModelError, match=r"CC BY-NC-SA 4\.0, not for commercial use"):
         load_nninteractive(tmp_path / "none")
+
+
+@pytest.fixture
+def tiny_nninteractive(tmp_path):
+    """A trained folder as nnInteractive reads it, with a random network."""
+    pytest.importorskip("nnInteractive.inference.inference_session", reason="Needs the extra nninteractive.")
+    # A previous mask and two channels for each of box and lasso, points, scribbles come with the image.
+    folder = write_nnunet(tmp_path, labels={"background": 0, "thing": 1}, folds=1, channels=8)
+    dataset, plans = (json.loads((folder / name).read_text()) for name in ("dataset.json", "plans.json"))
+    (folder / "dataset.json").write_text(json.dumps(dataset | {"channel_names": {"0": "CT"}}))
+    # It refines in patches less a margin of 24 voxels; here one of them holds the whole scan.
+    plans["configurations"]["3d_fullres"]["patch_size"] = [96, 96, 96]
+    (folder / "plans.json").write_text(json.dumps(plans))
+    (folder / "inference_session_class.json").write_text(json.dumps({"point_radius": 2}))
+    return folder
+
+
+def test_nninteractives_own_package_is_asked_as_it_wants_to_be(segmenter, scan, tiny_nninteractive):
+    threads = torch.get_num_threads()
+    session = Session(segmenter)
+    session.engine = NnInteractiveEngine(load_nninteractive(tiny_nninteractive, "cpu"), session.own_engine)
+    session.set_scan(scan)
+    session.add_point(CLICK, coordinates="voxel")
+    clicked = session.mask
+    session.add_box((8, 8, 9), (16, 15, 10), coordinates="voxel")
+    boxed = session.mask
+    session.add_scribble([(7, 9, 8), (13, 9, 8)], positive=False, coordinates="voxel")
+    session.add_lasso([(8, 8, 6), (14, 8, 6), (14, 15, 6), (8, 15, 6)], coordinates="voxel")
+
+    alone = load_nninteractive(tiny_nninteractive, "cpu")
+    alone.set_image(np.ascontiguousarray(scan.voxels, np.float32))
+    alone.set_target_buffer(target := np.zeros(scan.geometry.shape, np.uint8))
+    alone.add_point_interaction(CLICK, True)
+    np.testing.assert_array_equal(clicked, target > 0)
+    alone.add_bbox_interaction([[8, 16], [8, 15], [9, 10]], True)
+    np.testing.assert_array_equal(boxed, target > 0)
+    assert (boxed != clicked).any()
+
+    session.undo()
+    session.undo()
+    session.redo()
+    session.say("liver")
+    assert session.presence > 0.99
+    assert torch.get_num_threads() == threads
 
 
 def test_volumes_of_other_kinds_are_shown_between_percentiles(segmenter):

@@ -122,6 +122,15 @@ def test_something_much_larger_than_a_window_is_looked_at_from_afar(segmenter):
     assert any(stage == "looking at 4 mm" for stage in stages)
 
 
+def test_a_box_larger_than_a_window_is_looked_at_whole(segmenter):
+    scan = body(tilted((104, 30, 30)), (slice(3, 101), slice(8, 22), slice(9, 20)))
+    session = Session(segmenter)
+    session.set_scan(scan)
+    session.add_box((3, 8, 9), (101, 22, 20), coordinates="voxel")
+    np.testing.assert_array_equal(session.mask, scan.voxels[0] > 0)
+    assert len(segmenter.network.texts) > 3
+
+
 def test_a_box_is_the_voxels_in_it(session, scan):
     session.add_box((10, 6, 7), (17, 15, 8), coordinates="voxel")
     expected = np.zeros(scan.geometry.shape, bool)

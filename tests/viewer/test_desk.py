@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from textseg.errors import ModelError, PromptError, ScanError
+from textseg.interactive.engine import Outcome
+from textseg.interactive.kept import PackedMask
 from textseg.session import Session
-from textseg.viewer.desk import ScanKey, carried_over, model_names
+from textseg.viewer.desk import OtherEngine, ScanKey, carried_over, model_names
 from textseg.viewer.drawing import Stroke
 
 POINT = Stroke("point", np.array([(7.0, 11.0, 20.0)]), (1, 2))
@@ -119,6 +123,48 @@ def test_a_session_file_goes_with_its_session_to_another_model(segmenter, scan, 
     assert carried.path == session.path == tmp_path / "work.session"
     carried.say("spleen")
     assert Session.load(tmp_path / "work.session", scan=scan, model=segmenter).text == "spleen"
+
+
+class Everything:
+    """An engine to which every mark means the whole of the one scan that it knows."""
+
+    name = "everything"
+
+    def __init__(self, words):
+        self.words = words
+
+    def set_scan(self, volume, modality):
+        self.shape = volume.geometry.shape
+
+    def look(self, turn, progress):
+        if turn.newest is None:
+            return self.words.look(turn, progress)
+        return Outcome(PackedMask.pack(np.ones(self.shape, bool)))
+
+
+def test_another_engine_draws_masks_on_every_scan_until_a_model_is_chosen(begun, scan, flipped_scan):
+    sam = OtherEngine("SAM", Path("weights/medsam_vit_b.pth"))
+    begun.load_engine = lambda other, device: Everything
+    told = begun.use_engine(sam, "auto")
+    assert told == "SAM: medsam_vit_b.pth draws masks, default reads words; what was done stays."
+    assert not begun.say("liver").mask.all()
+    assert begun.mark(POINT).mask.all()
+    begun.begin(key_of(flipped_scan, layer="two"), lambda: flipped_scan)
+    assert begun.mark(POINT).mask.all()
+    assert begun.go_to(key_of(scan)).mask.all()
+    assert begun.undo().text == "liver"
+    begun.use_model("default", "auto")
+    assert begun.other is None
+    assert not begun.mark(POINT).mask.all()
+
+
+def test_an_engine_that_is_not_there_leaves_the_one_before(begun, tmp_path):
+    with pytest.raises(ModelError):
+        begun.use_engine(OtherEngine("SAM", tmp_path / "none.pth"), "auto")
+    with pytest.raises(ModelError):
+        begun.use_engine(OtherEngine("nnInteractive", tmp_path / "none"), "auto")
+    assert begun.other is None
+    assert begun.mark(POINT).mask.sum() == 125
 
 
 def test_sessions_are_saved_and_opened_again(begun, desk, scan, tmp_path):

@@ -7,6 +7,7 @@ uses that are not commercial: whoever downloads them accepts that. Works with it
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ WEIGHTS_LICENCE = "CC BY-NC-SA 4.0"
 def load_nninteractive(folder: str | Path, device: str = "cuda") -> Any:
     """nnInteractive's own inference session with the weights of a trained model's folder.
 
+    The package itself reads the checkpoint, and unpickles it: take folders from its authors only.
+
     Raises:
         ModelError: the package is missing, or the folder does not hold its weights.
     """
@@ -38,13 +41,17 @@ def load_nninteractive(folder: str | Path, device: str = "cuda") -> Any:
             f"nnInteractive needs the folder of its weights, but there is no {folder}. Download them from "
             f"its authors; they are licensed {WEIGHTS_LICENCE}, not for commercial use."
         )
-    # Only what versions 1 and 2 both take.
+    # Only what versions 1 and 2 both take; by default it would set the threads of the whole process.
     session = package.nnInteractiveInferenceSession(
-        device=torch.device(device), use_torch_compile=False, verbose=False, do_autozoom=True
+        device=torch.device(device),
+        use_torch_compile=False,
+        verbose=False,
+        torch_n_threads=torch.get_num_threads(),
+        do_autozoom=True,
     )
     try:
         session.initialize_from_trained_model_folder(str(folder))
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, AssertionError, UnpicklingError) as error:
         raise ModelError(f"{folder} does not hold weights of nnInteractive: {error}.") from error
     return session
 

@@ -27,6 +27,8 @@ from textseg.interactive.marks import Mark, drawn, voxels_of
 from textseg.volume import Modality, Volume
 
 SamKind = Literal["vit_b", "vit_l", "vit_h"]
+# By the width of its image encoder.
+KIND_OF_WIDTH: dict[int, SamKind] = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 Slice = NDArray[np.bool_]
 # The window that MedSAM was trained with for CT, in HU; other scans are cut at these percentiles.
 CT_WINDOW_HU = (-160.0, 240.0)
@@ -40,25 +42,34 @@ SLICES_KEPT = 256
 MOST_POINTS = 10
 
 
-def load_sam(checkpoint: str | Path, kind: SamKind = "vit_b", device: str = "cpu") -> Any:
+def load_sam(checkpoint: str | Path, kind: SamKind | None = None, device: str = "cpu") -> Any:
     """A predictor with SAM's or MedSAM's weights.
+
+    Args:
+        checkpoint: a file of weights as its authors publish it; no pickled objects in it are run.
+        kind: the size of the model; None asks the weights.
+        device: of torch.
 
     Raises:
         ModelError: the file is missing or damaged, or segment-anything can't be imported.
     """
     package = import_extra("segment_anything", "sam", "SAM")
-    if kind not in package.sam_model_registry:
+    if kind is not None and kind not in package.sam_model_registry:
         raise ModelError(f"SAM comes as vit_b, vit_l or vit_h, got {kind!r}.")
     if not Path(checkpoint).is_file():
         raise ModelError(f"SAM needs a file of weights, but there is no {checkpoint}. Is the path right?")
     torch = import_extra("torch", "sam", "SAM")
     try:
         weights = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        kind = kind or KIND_OF_WIDTH[weights["image_encoder.pos_embed"].shape[-1]]
         model = package.sam_model_registry[kind]()
         model.load_state_dict(weights)
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ModelError(f"{checkpoint} does not hold the weights of SAM {kind}: {reason}.") from error
+        reason = f"{type(error).__name__}: {error}".strip().partition("\n")[0]
+        raise ModelError(
+            f"{checkpoint} does not hold the weights of SAM or MedSAM ({reason}). Take the file that its "
+            "authors publish."
+        ) from error
     return package.SamPredictor(model.to(device).eval())
 
 

@@ -72,6 +72,9 @@ class WindowsEngine:
         self._latest: tuple[Field, NDArray[np.int8]] | None = None
 
     def set_scan(self, volume: Volume, modality: Modality) -> None:
+        if volume is self._volume and modality == self._modality:
+            # Another engine is given this one for words: what is encoded stays.
+            return
         self._volume, self._modality = volume, modality
         self._grids.clear()
         self.cache.clear()

@@ -9,16 +9,16 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textseg.device import DeviceChoice
+from textseg.device import DeviceChoice, choose_compute
 from textseg.errors import ScanError
 from textseg.geometry import Floats, Geometry
 from textseg.inference import Segmenter
-from textseg.interactive.engine import Progress
+from textseg.interactive.engine import Engine, Progress
 from textseg.interactive.marks import Mark
 from textseg.models import fetched_models, shipped_models
 from textseg.prompts import understand
@@ -30,6 +30,41 @@ from textseg.volume import Modality, Volume
 
 # Each scan, and each frame of a 4D one, has a session; together they must not take many times the memory.
 FURTHER_CACHE_BYTES = CACHE_BYTES // 8
+
+
+@dataclass(frozen=True)
+class OtherEngine:
+    """What draws masks instead of the model, and where its weights lie; the model still reads words."""
+
+    kind: Literal["SAM", "nnInteractive"]
+    weights: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}: {self.weights.name}"
+
+
+# Made of the model's own engine, which answers words for it.
+MakeEngine = Callable[[Engine], Engine]
+
+
+def engine_maker(other: OtherEngine, device: DeviceChoice) -> MakeEngine:
+    """The weights loaded, once for all scans.
+
+    Raises:
+        ModelError: they are missing or damaged, or the package that runs them is not installed.
+        DeviceError: the device is not there.
+    """
+    torch_device = str(choose_compute(device).device)
+    if other.kind == "SAM":
+        from textseg.interactive.sam import SamEngine, load_sam
+
+        predictor = load_sam(other.weights, device=torch_device)
+        return lambda words: SamEngine(predictor, words)
+    from textseg.interactive.nninteractive import NnInteractiveEngine, load_nninteractive
+
+    inference = load_nninteractive(other.weights, torch_device)
+    return lambda words: NnInteractiveEngine(inference, words)
 
 
 @dataclass(frozen=True)
@@ -84,14 +119,19 @@ class Desk:
     Args:
         progress: called within steps; an exception from it cancels the step.
         load_model: makes a segmenter of a model's name or folder and a device.
+        load_engine: makes what draws masks instead of it.
         chosen: the model and the device to work with.
+        other: what draws masks instead of the model, if anything does.
     """
 
     progress: Progress = lambda stage, done, of: None
     load_model: Callable[[str, DeviceChoice], Segmenter] = lambda model, device: Segmenter(
         model, device=device
     )
+    load_engine: Callable[[OtherEngine, DeviceChoice], MakeEngine] = engine_maker
     chosen: tuple[str, DeviceChoice] = ("default", "auto")
+    other: OtherEngine | None = None
+    _make_engine: MakeEngine | None = None
     _segmenter: Segmenter | None = None
     _session: Session | None = None
     _sessions: dict[ScanKey, Session] = field(default_factory=dict)
@@ -119,6 +159,7 @@ class Desk:
         if not self._sessions:
             # Loaded with the first step.
             self._segmenter, self.chosen = None, (model, device)
+            self.other, self._make_engine = None, None
             return f"The model {Path(model).name}."
         segmenter = self._loaded(model, device)
         carried = {
@@ -127,7 +168,23 @@ class Desk:
         current = next((key for key, session in self._sessions.items() if session is self._session), None)
         self._sessions, self._session = carried, carried.get(current) if current else None
         self._segmenter, self.chosen = segmenter, (model, device)
+        self.other, self._make_engine = None, None
         return f"Working with {segmenter.model.name} on {segmenter.compute}; what was done stays."
+
+    def use_engine(self, other: OtherEngine, device: DeviceChoice) -> str:
+        """Have something else draw masks, and say so; the model still reads words, and what was done stays.
+
+        Raises:
+            ModelError, DeviceError: its weights or its package are not there; what answered before stays.
+        """
+        self.progress(f"loading {other.kind}", 0, 1)
+        make_engine = self.load_engine(other, device)
+        if device != self.chosen[1]:
+            self.use_model(self.chosen[0], device)
+        self._make_engine, self.other = make_engine, other
+        if self._session is not None:
+            self._look_at(self._session)
+        return f"{other.name} draws masks, {Path(self.chosen[0]).name} reads words; what was done stays."
 
     def begin(self, key: ScanKey, read: Callable[[], Volume]) -> None:
         """Go to a scan, or a frame of one; the first time, its session begins.
@@ -142,12 +199,18 @@ class Desk:
             self.progress("reading the scan", 0, 1)
             session.set_scan(read(), key.modality)
             self._sessions[key] = session
-        self._session = self._sessions[key]
+        if self._session is not self._sessions[key]:
+            self._look_at(self._sessions[key])
 
     def go_to(self, key: ScanKey) -> Picture | None:
         """What was done on a scan before; None where nothing was."""
-        self._session = self._sessions.get(key)
-        return self.picture("") if self._session else None
+        session = self._sessions.get(key)
+        if session is None:
+            self._session = None
+            return None
+        if session is not self._session:
+            self._look_at(session)
+        return self.picture("")
 
     def forget(self, layer: str) -> None:
         """Let go of what was done on a layer."""
@@ -207,7 +270,8 @@ class Desk:
             ScanError: the file is no session, or one of another scan.
         """
         session = Session.load(path, scan=read(), model=self._model(), progress=self.progress)
-        self._sessions[key] = self._session = session
+        self._sessions[key] = session
+        self._look_at(session)
         return self.picture(f"Going on with {path.name}; every further step is saved there.")
 
     def scan_of_session(self, path: Path) -> Volume:
@@ -219,6 +283,12 @@ class Desk:
         return Session.load(path, model=self._model()).volume
 
     # ---- inside ----
+
+    def _look_at(self, session: Session) -> None:
+        """Go to a session; what draws masks instead of the model knows one scan at a time and comes along."""
+        self._session = session
+        if self._make_engine is not None:
+            session.engine = self._make_engine(session.own_engine)
 
     def _model(self) -> Segmenter:
         if self._segmenter is None:

@@ -51,6 +51,10 @@ class Files:
     def ask_folder(self, title: str) -> str:
         return str(QFileDialog.getExistingDirectory(self.panel.widgets.root, title))
 
+    def ask_weights(self, title: str) -> str:
+        filters = "Weights (*.pth *.pt);;All files (*)"
+        return str(QFileDialog.getOpenFileName(self.panel.widgets.root, title, "", filters)[0])
+
     def ask_save_objects(self) -> None:
         filters = ";;".join(kind.filter for kind in FORMATS)
         suggested = self._suggested("_objects" + FORMATS[0].ending)

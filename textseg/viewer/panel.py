@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from pathlib import Path
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,7 +20,7 @@ from textseg.geometry import Floats
 from textseg.prompts import default_lexicon
 from textseg.viewer.completion import History, completions
 from textseg.viewer.coordinates import tilt_degrees
-from textseg.viewer.desk import Desk, Picture, Row, ScanKey, model_names
+from textseg.viewer.desk import Desk, OtherEngine, Picture, Row, ScanKey, model_names
 from textseg.viewer.drawing import Stroke
 from textseg.viewer.files import Files
 from textseg.viewer.scans import ORIGIN, grid_of, matrix_of, volume_of, world_of
@@ -33,7 +34,7 @@ from textseg.volume import Modality
 
 POLL_MS = 25
 WRONG = "color: #ff7a6e;"
-FOLDER = "Folder…"
+FOLDER, SAM, NNINTERACTIVE = "Folder…", "SAM weights…", "nnInteractive folder…"
 # A tilt that nobody sees is not worth a word.
 TILT_DEGREES = 0.5
 
@@ -60,6 +61,7 @@ class Panel:
         self._timer.setInterval(POLL_MS)
         self._timer.timeout.connect(self._deliver)
         self._names = default_lexicon().names()
+        self._others: dict[str, OtherEngine] = {}
         self._layers: list[Any] = []
         self._drawn_key: ScanKey | None = None
         self._closed = False
@@ -324,26 +326,47 @@ class Panel:
         names = model_names()
         if self.desk.chosen[0] not in names:
             names.insert(0, self.desk.chosen[0])
-        self.widgets.model.addItems([*names, FOLDER])
+        self.widgets.model.addItems([*names, FOLDER, SAM, NNINTERACTIVE])
         self._show_chosen_model()
 
     def _show_chosen_model(self) -> None:
         model, device = self.desk.chosen
-        self.widgets.model.setCurrentIndex(max(0, self.widgets.model.findText(model)))
+        shown = self.desk.other.name if self.desk.other is not None else model
+        self._offer_model(shown)
+        self.widgets.model.setCurrentText(shown)
         self.widgets.device.setCurrentText(device)
 
+    def _offer_model(self, name: str) -> None:
+        if self.widgets.model.findText(name) < 0:
+            self.widgets.model.insertItem(0, name)
+
     def _choose_model(self) -> None:
-        model = self.widgets.model.currentText()
-        if model == FOLDER:
-            model = self.files.ask_folder("A model's folder") or self.desk.chosen[0]
-            if self.widgets.model.findText(model) < 0:
-                self.widgets.model.insertItem(0, model)
-            self.widgets.model.setCurrentText(model)
+        """What the two lists say by now: a model, or what draws masks instead of one, and a device."""
+        name = self.widgets.model.currentText()
         device = cast("DeviceChoice", self.widgets.device.currentText())
-        if (model, device) != self.desk.chosen:
-            self.do(lambda: self.desk.use_model(model, device), self.tell)
-            # Where it could not be loaded, the one before is still there.
-            self.do(lambda: None, lambda _: self._show_chosen_model())
+        chosen: str | OtherEngine | None
+        if name == FOLDER:
+            chosen = self.files.ask_folder("A model's folder")
+        elif name == SAM:
+            chosen = self._other("SAM", self.files.ask_weights("Weights of SAM or MedSAM"))
+        elif name == NNINTERACTIVE:
+            chosen = self._other("nnInteractive", self.files.ask_folder("A trained folder of nnInteractive"))
+        else:
+            chosen = self._others.get(name, name)
+        if isinstance(chosen, OtherEngine):
+            self.do(partial(self.desk.use_engine, chosen, device), self.tell)
+        elif chosen and ((chosen, device) != self.desk.chosen or self.desk.other is not None):
+            self.do(partial(self.desk.use_model, chosen, device), self.tell)
+        # Where it could not be loaded, or no file was chosen, the one before is still there.
+        self.do(lambda: None, lambda _: self._show_chosen_model())
+
+    def _other(self, kind: Literal["SAM", "nnInteractive"], path: str) -> OtherEngine | None:
+        """What was chosen in a dialog, remembered by its name; None where that was left."""
+        if not path:
+            return None
+        other = OtherEngine(kind, Path(path))
+        self._others[other.name] = other
+        return other
 
     def _list_objects(self, rows: tuple[Row, ...]) -> None:
         self._rows = rows

@@ -79,7 +79,7 @@ class Widgets:
         for world, name in WORLDS.items():
             self.world.addItem(name, world)
         self.world_name = QLabel("Axes")
-        self.model = _combo("The model; a folder may be opened")
+        self.model = _combo("The model, or SAM or nnInteractive with weights of yours")
         self.device = _combo("Where to compute")
         self.device.addItems(DEVICES)
         box, grid = _box("Scan and model")
