@@ -20,6 +20,7 @@ from textseg.overlap import ahead
 from textseg.packed import PackedMasks
 from textseg.plan import Plan
 from textseg.prepare import OUTSIDE_LOGIT
+from textseg.quick_layers import quick_layers
 from textseg.slabs import Slab, SlabBlender, Tables, rows_of
 from textseg.windows import blend_weights, place_windows, window_shape
 
@@ -276,12 +277,12 @@ class WindowRun:
                 waiting.append((boxes, images, first))
 
     def _encode(self, images: Tensor) -> Features:
-        with self._compute.autocast():
+        with self._compute.autocast(), quick_layers(self._compute):
             return self._network.encode(images)
 
     def _decode(self, features: Features, prompts: range) -> tuple[Tensor, Tensor]:
         """Logits (windows, prompts, x, y, z) and presence (windows, prompts)."""
-        with self._compute.autocast():
+        with self._compute.autocast(), quick_layers(self._compute):
             decoded = self._network.decode(features, self._text[prompts.start : prompts.stop])
         return decoded.logits[0], decoded.presence.float().sigmoid()
 

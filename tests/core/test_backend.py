@@ -17,6 +17,7 @@ from textseg.errors import DeviceError, ModelError
 from textseg.geometry import Geometry
 from textseg.inference import Segmenter
 from textseg.network.build import build_network, for_inference
+from textseg.quick_layers import quick_layers
 from textseg.volume import Volume
 
 CPU = Compute(torch.device("cpu"), torch.float32)
@@ -116,7 +117,8 @@ def test_a_compiled_network_says_the_same(network):
     # Traced, but not compiled: that would take a C++ compiler and a minute.
     compiled = CompiledNetwork(network, backend="eager")
     image, text = torch.randn(1, 1, *WINDOW), torch.randn(2, 32)
-    with torch.inference_mode():
+    # As the windows do it.
+    with torch.inference_mode(), quick_layers(CPU):
         ours, theirs = (each.decode(each.encode(image), text) for each in (network, compiled))
     assert torch.allclose(ours.logits[0], theirs.logits[0], atol=1e-5)
     assert compiled.total_stride == network.total_stride
