@@ -3,10 +3,13 @@
     python tests/benchmarks/against_predictors.py [--shape 96 96 96] [--window 64 64 64] [--save]
 
 One residual encoder U-Net with random weights, the same windows (half overlapping, Gaussian weights) and no
-mirroring for all. Each runs in a process of its own, of which the peak of memory is told; seconds are the
-fewest of the repeats, by processor and by clock, as others may use the machine. "ours" computes in float32
-like the others, "ours_fast" in the number type that textseg chooses here. Agreement is the share of voxels
-with nnU-Net's label. The same with --device cuda.
+mirroring for all. The ways take turns, each in a process of its own, of which the peak of memory is told and
+by how much it grew. "ours" computes in float32 like the others, "ours_fast" in the number type that textseg
+chooses here where that is another, "ours_openvino" in float32 with OpenVINO where that is installed.
+Agreement is the share of voxels with nnU-Net's label. The same with --device cuda.
+
+The floor is what the operations of the convolutions take at the rate that one large convolution reaches here:
+of the network as nnU-Net runs it, and with upsampling folded as textseg runs it.
 """
 
 from __future__ import annotations
@@ -14,42 +17,40 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from turns import best, facts, serve, take_turns, tell, times_faster
 
-from textseg.device import Compute, describe_device, fastest_type
+from textseg.backend import OpenVinoNetwork
+from textseg.device import Compute, fastest_type
 from textseg.geometry import Box
 from textseg.network.build import Decoded, Features
 from textseg.plan import WindowPlan
+from textseg.quick_unet import quicken
 from textseg.sliding import Batches, WindowRun
 from textseg.windows import blend_weights, place_windows
 
-RESULTS = Path(__file__).parent / "results"
-WAYS = ("nnunet", "monai", "ours", "ours_fast")
-# Above this load others compete for the processor, and the result says so.
-BUSY = 1.5
+WAYS = ("nnunet", "monai", "ours", "ours_fast", "ours_openvino")
 
 
-class Whole:
+class Whole(nn.Module):
     """A plain network of several classes as one that is asked for prompts, which are their numbers."""
 
     total_stride = (16, 16, 16)
 
     def __init__(self, network: nn.Module) -> None:
+        super().__init__()
         self.network = network
 
     def encode(self, image: Tensor) -> Features:
@@ -124,10 +125,14 @@ def by_monai(network: nn.Module, image: Tensor, asked: argparse.Namespace) -> Ca
 
 
 def by_textseg(
-    network: nn.Module, image: Tensor, asked: argparse.Namespace, dtype: torch.dtype
+    network: nn.Module, image: Tensor, asked: argparse.Namespace, dtype: torch.dtype, openvino: bool = False
 ) -> Callable[[], Tensor]:
     compute = Compute(torch.device(asked.device), dtype)
-    network = network.to(compute.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if openvino:
+        whole_network = OpenVinoNetwork(Whole(network), (1, *asked.window), compute)
+    else:
+        network = network.to(compute.device).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        whole_network = Whole(quicken(network) if compute.device.type == "cpu" else network)
     x, y, z = asked.window
     tables = blend_weights((x, y, z), WindowPlan(size_voxels=(x, y, z), overlap=0.5, sigma_fraction=0.125))
     boxes = place_windows(asked.shape, (x, y, z), 0.5)
@@ -136,14 +141,14 @@ def by_textseg(
 
     def run() -> Tensor:
         return WindowRun(
-            Whole(network), image, numbers, boxes, tables, compute, whole, lambda done, of: None, batches
+            whole_network, image, numbers, boxes, tables, compute, whole, lambda done, of: None, batches
         ).logits
 
     return run
 
 
-def measure_one(way: str, asked: argparse.Namespace, labels: Path) -> dict[str, float]:
-    """Seconds and peak of one way, and its label map in a file."""
+def prepared(way: str, asked: argparse.Namespace, labels: Path) -> Callable[[], None]:
+    """One way, which leaves its label map in a file."""
     torch.set_num_threads(asked.threads)
     image = torch.randn((1, *asked.shape), generator=torch.Generator().manual_seed(2))
     network = build(asked.classes)
@@ -153,50 +158,70 @@ def measure_one(way: str, asked: argparse.Namespace, labels: Path) -> dict[str, 
         "monai": lambda: by_monai(network, image, asked),
         "ours": lambda: by_textseg(network, image, asked, torch.float32),
         "ours_fast": lambda: by_textseg(network, image, asked, fast),
+        "ours_openvino": lambda: by_textseg(network, image, asked, torch.float32, openvino=True),
     }[way]()
-    before, processor, clock = resident("VmRSS"), np.inf, np.inf
-    with contextlib.redirect_stdout(io.StringIO()):
-        for _ in range(asked.repeats):
-            began, began_clock = time.process_time(), time.perf_counter()
-            logits = run()
-            processor = min(processor, time.process_time() - began)
-            clock = min(clock, time.perf_counter() - began_clock)
-    np.save(labels, logits.float().argmax(dim=0).to(torch.uint8).cpu().numpy())
-    grown = resident("VmHWM") - before
-    gpu = torch.cuda.max_memory_allocated() if asked.device == "cuda" else 0
-    return {
-        "processor_seconds": processor,
-        "clock_seconds": clock,
-        "peak_bytes": grown,
-        "gpu_peak_bytes": gpu,
-    }
+    return lambda: np.save(labels, run().float().argmax(dim=0).to(torch.uint8).cpu().numpy())
 
 
-def resident(name: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+def ways(asked: argparse.Namespace) -> list[str]:
+    """Those that can be had here and differ."""
+    left_out = set()
+    if fastest_type(torch.device(asked.device)) == torch.float32:
+        left_out.add("ours_fast")
+    if asked.device != "cpu" or find_spec("openvino") is None:
+        left_out.add("ours_openvino")
+    return [way for way in WAYS if way not in left_out]
 
 
 def measure(asked: argparse.Namespace) -> dict[str, Any]:
-    """Every way in a process of its own."""
-    found: dict[str, Any] = {}
+    """Every way in a process of its own, one after the other in each round."""
     with tempfile.TemporaryDirectory() as folder:
-        maps = {}
-        for way in WAYS:
-            path = Path(folder) / f"{way}.npy"
-            command = [sys.executable, __file__, *sys.argv[1:], "--one", way, "--labels", str(path)]
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode != 0:
-                raise SystemExit(f"{way} failed: {done.stderr.strip().splitlines()[-1]}")
-            found[way] = json.loads(done.stdout.splitlines()[-1])
-            maps[way] = np.load(path)
-        for way in WAYS:
-            found[way]["agreement"] = float((maps[way] == maps["nnunet"]).mean())
+        paths = {way: Path(folder) / f"{way}.npy" for way in ways(asked)}
+        commands = {
+            way: [sys.executable, __file__, *sys.argv[1:], "--one", way, "--labels", str(path)]
+            for way, path in paths.items()
+        }
+        answers = take_turns(commands, asked.repeats)
+        maps = {way: np.load(path) for way, path in paths.items()}
+    found: dict[str, Any] = {}
+    for way in answers:
+        found[way] = best(answers[way]) | {"agreement": float((maps[way] == maps["nnunet"]).mean())}
     for other in ("nnunet", "monai"):
-        for mine in ("ours", "ours_fast"):
-            seconds = "clock_seconds" if asked.device == "cuda" else "processor_seconds"
-            found[f"times_faster_{mine}_than_{other}"] = found[other][seconds] / found[mine][seconds]
+        for mine in (way for way in answers if way.startswith("ours")):
+            ratio = times_faster(answers[other], answers[mine], asked.device)
+            found[f"times_faster_{mine}_than_{other}"] = ratio
     return found
+
+
+def floor(asked: argparse.Namespace) -> dict[str, float]:
+    """What the convolutions alone take, by their operations and the rate of one that is large."""
+    torch.set_num_threads(asked.threads)
+    x, y, z = asked.window
+    network = build(asked.classes)
+    windows = len(place_windows(asked.shape, (x, y, z), 0.5))
+    image = torch.zeros((1, 1, *asked.window))
+    plain, folded = (operations(each, image) * windows for each in (network, quicken(network)))
+    layer = nn.Conv3d(32, 32, 3, padding=1).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    maps = torch.randn(1, 32, 48, 48, 48).contiguous(memory_format=torch.channels_last_3d)
+    with torch.inference_mode():
+        times = []
+        for _ in range(5):
+            began = time.process_time()
+            layer(maps)
+            times.append(time.process_time() - began)
+    rate = operations(layer, maps) / min(times)
+    return {
+        "gflops_of_a_convolution": rate / 1e9,
+        "floor_processor_seconds": plain / rate,
+        "floor_processor_seconds_folded": folded / rate,
+    }
+
+
+def operations(network: nn.Module, image: Tensor) -> int:
+    """Multiplications and additions of a network's convolutions."""
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network(image)
+    return int(counter.get_total_flops())
 
 
 def main() -> None:
@@ -204,7 +229,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(96, 96, 96))
     parser.add_argument("--window", type=int, nargs=3, default=(64, 64, 64))
     parser.add_argument("--classes", type=int, default=5)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--save", action="store_true", help="write the result beside this program")
@@ -213,27 +238,17 @@ def main() -> None:
     asked = parser.parse_args()
     asked.shape, asked.window = tuple(asked.shape), tuple(asked.window)
     if asked.one:
-        sys.stdout.write(json.dumps(measure_one(asked.one, asked, asked.labels)) + "\n")
+        serve(lambda: prepared(asked.one, asked, asked.labels))
         return
-    today = datetime.now(UTC).date().isoformat()
     result = {
-        "device": describe_device(torch.device(asked.device)),
-        "threads": asked.threads,
-        "load": round(os.getloadavg()[0], 1),
-        "machine_was_busy": os.getloadavg()[0] > BUSY,
-        "date": today,
+        **facts(asked.device, asked.threads, ("textseg", "nnunetv2", "monai", "torch")),
         "shape": asked.shape,
         "window": asked.window,
         "classes": asked.classes,
-        "versions": {name: version(name) for name in ("textseg", "nnunetv2", "monai", "torch")},
         **measure(asked),
+        **(floor(asked) if asked.device == "cpu" else {}),
     }
-    sys.stdout.write(json.dumps(result, indent=1) + "\n")
-    if asked.save:
-        RESULTS.mkdir(exist_ok=True)
-        name = re.sub(r"[^a-z0-9]+", "-", result["device"].lower()).strip("-")
-        path = RESULTS / f"against-predictors-{name}-{today}.json"
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    tell(result, "against-predictors", save=asked.save)
 
 
 if __name__ == "__main__":
