@@ -89,7 +89,7 @@ def test_the_gradient_of_every_scale_reaches_the_words(scale, network, image, te
     network(image, text).logits[scale].square().mean().backward()
     assert text.grad.abs().amax(dim=1).min() > 0
     assert network.fusion.project_text.weight.grad.abs().max() > 0
-    assert network.decoder.scales[scale].kernel.weight.grad.abs().max() > 0
+    assert network.decoder.scales[scale].kernel.of_query.weight.grad.abs().max() > 0
     assert network.encoder.stem.conv.weight.grad.abs().max() > 0
 
 

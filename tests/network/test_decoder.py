@@ -8,6 +8,7 @@ from torch import nn
 
 from textseg.network.mask_decoder import DecoderTrunk, PromptDecoder, RefiningScale
 from textseg.network.spatial_prompts import pyramid_of
+from textseg.network.text_fusion import Query
 
 SIZES = [(16, 24, 8), (8, 12, 8), (4, 6, 4)]
 
@@ -21,7 +22,9 @@ def trunk(plan):
 
 @pytest.fixture
 def queries(plan):
-    return torch.randn((2, 3, plan.network.query_width), generator=torch.Generator().manual_seed(7))
+    generator = torch.Generator().manual_seed(7)
+    seen = torch.randn((2, 3, plan.network.query_width), generator=generator)
+    return Query(seen, torch.randn((2, 3, plan.network.text_width), generator=generator))
 
 
 @pytest.fixture
@@ -85,7 +88,8 @@ def test_prompts_and_images_are_decoded_apart(decoder, trunk, queries):
     for image in range(2):
         for prompt in range(3):
             one = [x[image : image + 1] for x in trunk]
-            alone = decoder(one, queries[image : image + 1, prompt : prompt + 1], None)
+            own = Query(*(part[image : image + 1, prompt : prompt + 1] for part in queries))
+            alone = decoder(one, own, None)
             for ours, theirs in zip(together, alone, strict=True):
                 assert torch.allclose(ours[image, prompt], theirs[0, 0], atol=1e-5)
 
@@ -97,10 +101,21 @@ def test_a_kernel_is_dynamic_a_logit_is_at_home_in_its_query(decoder, trunk, que
     logits = decoder(trunk, queries, None)
     for scale, features, logit in zip(decoder.scales, trunk, logits, strict=True):
         width = features.shape[1]
-        kernel = scale.kernel(queries)[..., : width + 1]
+        kernel = scale.kernel.weights(queries)[..., : width + 1]
         expected = torch.einsum("bpc,bcxyz->bpxyz", kernel[..., :width], features)
         expected = expected + kernel[..., width, None, None, None] + scale.logit.bias
         assert torch.allclose(logit, expected, atol=1e-4)
+
+
+@torch.no_grad()
+def test_words_that_look_the_same_to_the_transformer_still_have_kernels_of_their_own(decoder, trunk, queries):
+    alike = Query(queries.seen[:, :1].expand(-1, 3, -1), queries.words)
+    before = decoder(trunk, alike, None)
+    assert all(torch.allclose(logits[:, 0], logits[:, 1], atol=1e-5) for logits in before)
+    for scale in decoder.scales:
+        nn.init.normal_(scale.kernel.of_words.weight, std=0.1)
+    after = decoder(trunk, alike, None)
+    assert all((logits[:, 0] - logits[:, 1]).abs().max() > 0.1 for logits in after)
 
 
 def test_a_coarser_scale_speaks_to_the_finer_ones_only(decoder, trunk, queries):
@@ -190,7 +205,7 @@ def test_the_plan_says_whether_the_finest_scale_only_refines(refining, decoder):
 def test_refining_adds_a_querys_own_map_to_what_is_known(refining, trunk, queries):
     finest, coarser, _ = refining(trunk, queries, None)
     width = trunk[0].shape[1]
-    kernel = refining.scales[0].kernel(queries)
+    kernel = refining.scales[0].kernel.weights(queries)
     own = torch.einsum("bpc,bcxyz->bpxyz", kernel[..., :width], trunk[0])
     own = own + kernel[..., width, None, None, None]
     known = nn.functional.interpolate(coarser, size=SIZES[0], mode="trilinear", align_corners=False)
@@ -200,7 +215,7 @@ def test_refining_adds_a_querys_own_map_to_what_is_known(refining, trunk, querie
 def test_what_the_coarser_scale_hid_reaches_the_finest_one(refining, trunk, queries):
     refining(trunk, queries, None)[0].square().mean().backward()
     assert refining.scales[0].reduce.weight.grad.abs().max() > 0
-    assert refining.scales[0].kernel.weight.grad.abs().max() > 0
+    assert refining.scales[0].kernel.of_query.weight.grad.abs().max() > 0
     assert refining.scales[1].logit.weight.grad.abs().max() > 0
 
 

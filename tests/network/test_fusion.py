@@ -28,30 +28,38 @@ def words(text):
 
 def test_there_is_one_query_and_one_presence_a_prompt(fusion, words, coarsest, plan):
     queries, presence = fusion(words, coarsest)
-    assert queries.shape == (2, 5, plan.network.query_width)
+    assert queries.seen.shape == (2, 5, plan.network.query_width)
+    assert queries.words.shape == words.shape
     assert presence.shape == (2, 5)
 
 
+def test_the_words_go_round_the_image_untouched(fusion, words, coarsest):
+    queries, _ = fusion(words, coarsest)
+    assert torch.allclose(queries.words / queries.words.norm(dim=-1, keepdim=True), words, atol=1e-6)
+    other, _ = fusion(words, coarsest + 1)
+    assert torch.equal(other.words, queries.words)
+
+
 def test_prompts_do_not_see_each_other(fusion, words, coarsest):
-    queries, presence = fusion(words, coarsest)
+    (queries, _), presence = fusion(words, coarsest)
     order = [3, 0, 4, 1, 2]
-    shuffled, shuffled_presence = fusion(words[:, order], coarsest)
+    (shuffled, _), shuffled_presence = fusion(words[:, order], coarsest)
     assert torch.allclose(shuffled, queries[:, order], atol=1e-5)
     assert torch.allclose(shuffled_presence, presence[:, order], atol=1e-5)
-    alone, _ = fusion(words[:, 2:3], coarsest)
+    (alone, _), _ = fusion(words[:, 2:3], coarsest)
     assert torch.allclose(alone, queries[:, 2:3], atol=1e-5)
 
 
 def test_a_query_depends_on_its_words_and_on_the_image(fusion, words, coarsest):
-    queries, presence = fusion(words, coarsest)
+    (queries, _), presence = fusion(words, coarsest)
     assert (queries[0, 0] - queries[0, 1]).abs().max() > 0.1
     assert (queries[0] - queries[1]).abs().amax(dim=-1).min() > 1e-3
     assert (presence[0] - presence[1]).abs().min() > 1e-4
 
 
 def test_a_query_depends_on_where_things_are(fusion, words, coarsest):
-    queries, _ = fusion(words, coarsest)
-    mirrored, _ = fusion(words, coarsest.flip(2))
+    (queries, _), _ = fusion(words, coarsest)
+    (mirrored, _), _ = fusion(words, coarsest.flip(2))
     assert (queries - mirrored).abs().amax(dim=-1).min() > 1e-4
 
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textseg.network.blocks import ConvNormAct, make_conv
+from textseg.network.text_fusion import Query
 from textseg.plan import NetworkPlan, Triple
 
 
@@ -49,7 +50,7 @@ class PromptScale(nn.Module):
         maps, hidden, width = plan.dynamic_maps, plan.prompt_channels[stage], plan.widths[stage]
         mixing = plan.stage_kernels[stage]
         self.maps = maps
-        self.kernel = nn.Linear(plan.query_width, maps * (width + 1))
+        self.kernel = DynamicKernel(plan, width, maps)
         # Fewer channels before the upsampling, not after it: at the finest scale memory is what costs.
         self.reduce = None if coarsest else nn.Conv3d(plan.prompt_channels[stage + 1], hidden, 1)
         self.join = make_conv(maps if coarsest else maps + hidden, hidden, mixing, bias=True)
@@ -59,21 +60,18 @@ class PromptScale(nn.Module):
         nn.init.zeros_(self.spatial.weight)
         # A rare structure starts as improbable: the first steps are not spent on unlearning a half-full mask.
         nn.init.constant_(self.logit.bias, -2.0)  # type: ignore[arg-type]
-        # The kernel is a product of two random vectors: keep its maps at about unit size.
-        nn.init.normal_(self.kernel.weight, std=(plan.query_width * width) ** -0.5)
-        nn.init.zeros_(self.kernel.bias)
 
     def forward(
-        self, trunk: Tensor, queries: Tensor, coarser: Tensor | None, spatial: Tensor | None
+        self, trunk: Tensor, queries: Query, coarser: Tensor | None, spatial: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """trunk (batch, width, x, y, z), queries (batch, prompts, query width), coarser (batch · prompts,
-        hidden channels of the coarser scale, at its size), spatial (batch · prompts, its channels, x, y, z).
+        """trunk (batch, width, x, y, z), coarser (batch · prompts, hidden channels of the coarser scale, at
+        its size), spatial (batch · prompts, its channels, x, y, z).
 
         Returns:
             hidden maps (batch · prompts, hidden, x, y, z) and logits (batch, prompts, x, y, z).
         """
-        batch, prompts = queries.shape[:2]
-        maps = self._maps(trunk, queries, self.maps).flatten(0, 1)
+        batch, prompts = queries.seen.shape[:2]
+        maps = self.kernel(trunk, queries, self.maps).flatten(0, 1)
         if self.reduce is not None and coarser is not None:
             coarser = _resized(self.reduce(coarser), trunk.shape[2:])
             joined = self.join(torch.cat([maps, coarser], dim=1))
@@ -85,12 +83,10 @@ class PromptScale(nn.Module):
         logits = self.logit(hidden) + maps[:, :1]
         return hidden, logits.reshape(batch, prompts, *trunk.shape[2:])
 
-    def direct(self, trunk: Tensor, queries: Tensor) -> Tensor:
+    def direct(self, trunk: Tensor, queries: Query) -> Tensor:
         """Logits (batch, prompts, x, y, z) of the first dynamic map alone, before any convolution."""
-        return self._maps(trunk, queries, 1)[:, :, 0]
-
-    def _maps(self, trunk: Tensor, queries: Tensor, count: int) -> Tensor:
-        return _dynamic_maps(self.kernel, trunk, queries, count)
+        maps: Tensor = self.kernel(trunk, queries, 1)
+        return maps[:, :, 0]
 
 
 class RefiningScale(nn.Module):
@@ -102,53 +98,72 @@ class RefiningScale(nn.Module):
 
     def __init__(self, plan: NetworkPlan, stage: int) -> None:
         super().__init__()
-        width = plan.widths[stage]
-        self.kernel = nn.Linear(plan.query_width, width + 1)
+        self.kernel = DynamicKernel(plan, plan.widths[stage], 1)
         self.reduce = nn.Conv3d(plan.prompt_channels[stage + 1], 1, 1)
         self.spatial = nn.Conv3d(plan.spatial_channels, 1, 1, bias=False)
         # At first there is nothing to add: the coarser scale's logits are what this one begins with.
         for module in (self.reduce, self.spatial):
             nn.init.zeros_(module.weight)
         nn.init.zeros_(self.reduce.bias)  # type: ignore[arg-type]
-        nn.init.normal_(self.kernel.weight, std=(plan.query_width * width) ** -0.5)
-        nn.init.zeros_(self.kernel.bias)
 
     def forward(
-        self, trunk: Tensor, queries: Tensor, coarser: Tensor, coarser_logits: Tensor, spatial: Tensor | None
+        self, trunk: Tensor, queries: Query, coarser: Tensor, coarser_logits: Tensor, spatial: Tensor | None
     ) -> Tensor:
         """As for `PromptScale`; coarser_logits (batch, prompts, x, y, z) at the coarser scale's size.
 
         Returns:
             logits (batch, prompts, x, y, z).
         """
-        batch, prompts = queries.shape[:2]
+        batch, prompts = queries.seen.shape[:2]
         known = coarser_logits + self.reduce(coarser).reshape(coarser_logits.shape)
         logits = self.direct(trunk, queries) + _resized(known, trunk.shape[2:])
         if spatial is not None:
             logits = logits + self.spatial(spatial).reshape(batch, prompts, *trunk.shape[2:])
         return logits
 
-    def direct(self, trunk: Tensor, queries: Tensor) -> Tensor:
+    def direct(self, trunk: Tensor, queries: Query) -> Tensor:
         """Logits (batch, prompts, x, y, z) of the dynamic map alone."""
-        return _dynamic_maps(self.kernel, trunk, queries, 1)[:, :, 0]
+        maps: Tensor = self.kernel(trunk, queries, 1)
+        return maps[:, :, 0]
 
 
-def _dynamic_maps(kernel: nn.Linear, trunk: Tensor, queries: Tensor, count: int) -> Tensor:
-    """The first `count` dynamic maps of each prompt: (batch, prompts, count, x, y, z).
+class DynamicKernel(nn.Module):
+    """Maps of the trunk's features whose weights come from a prompt: from what its query saw and its words.
 
-    Args:
-        kernel: from a query to the weights and the bias of one map after the other.
-        trunk: (batch, width, x, y, z).
-        queries: (batch, prompts, query width).
+    The words have a way of their own round the transformer. Without it 200 structures' queries had a mean
+    cosine of 0.81 after 6,500 steps, and their kernels differed in four directions: what the image adds to
+    all of them alike drowned the words.
     """
-    rows = count * (trunk.shape[1] + 1)
-    weights = nn.functional.linear(queries, kernel.weight[:rows], kernel.bias[:rows])
-    weights = weights.reshape(*queries.shape[:2], count, -1)
-    weight, bias = weights[..., :-1].flatten(1, 2), weights[..., -1].flatten(1, 2)
-    # Channels lie last: so the voxels are a matrix without a copy.
-    voxels = trunk.permute(0, 2, 3, 4, 1).flatten(1, 3).transpose(1, 2)
-    maps = torch.baddbmm(bias[..., None], weight, voxels)
-    return maps.reshape(*queries.shape[:2], count, *trunk.shape[2:])
+
+    def __init__(self, plan: NetworkPlan, width: int, maps: int) -> None:
+        super().__init__()
+        rows = maps * (width + 1)
+        self.of_query = nn.Linear(plan.query_width, rows)
+        self.of_words = nn.Linear(plan.text_width, rows, bias=False)
+        # The kernel is a product of two random vectors: keep its maps at about unit size.
+        nn.init.normal_(self.of_query.weight, std=(plan.query_width * width) ** -0.5)
+        nn.init.zeros_(self.of_query.bias)
+        nn.init.zeros_(self.of_words.weight)
+
+    def forward(self, trunk: Tensor, queries: Query, count: int) -> Tensor:
+        """The first `count` maps of each prompt: (batch, prompts, count, x, y, z).
+
+        Args:
+            trunk: (batch, width, x, y, z).
+        """
+        rows = count * (trunk.shape[1] + 1)
+        weights = self.weights(queries)[..., :rows]
+        weights = weights.reshape(*weights.shape[:2], count, -1)
+        weight, bias = weights[..., :-1].flatten(1, 2), weights[..., -1].flatten(1, 2)
+        # Channels lie last: so the voxels are a matrix without a copy.
+        voxels = trunk.permute(0, 2, 3, 4, 1).flatten(1, 3).transpose(1, 2)
+        maps = torch.baddbmm(bias[..., None], weight, voxels)
+        return maps.reshape(*weights.shape[:2], count, *trunk.shape[2:])
+
+    def weights(self, queries: Query) -> Tensor:
+        """(batch, prompts, maps · (width + 1)): map by map one weight a channel, then a bias."""
+        weights: Tensor = self.of_query(queries.seen) + self.of_words(queries.words)
+        return weights
 
 
 class PromptDecoder(nn.Module):
@@ -163,9 +178,13 @@ class PromptDecoder(nn.Module):
         )
 
     def forward(
-        self, trunk: Sequence[Tensor], queries: Tensor, spatial: Sequence[Tensor] | None
+        self, trunk: Sequence[Tensor], queries: Query, spatial: Sequence[Tensor] | None
     ) -> list[Tensor]:
-        """queries (batch, prompts, width); spatial at every scale (batch, prompts, its channels, x, y, z)."""
+        """Logits (batch, prompts, x, y, z) at every scale, finest first.
+
+        Args:
+            spatial: at every scale (batch, prompts, its channels, x, y, z).
+        """
         hidden: Tensor | None = None
         logits: list[Tensor] = []
         for stage in reversed(range(len(self.scales))):
@@ -179,7 +198,7 @@ class PromptDecoder(nn.Module):
             logits.insert(0, logit)
         return logits
 
-    def share(self, trunk: Sequence[Tensor], queries: Tensor, stages: Sequence[int]) -> list[Tensor]:
+    def share(self, trunk: Sequence[Tensor], queries: Query, stages: Sequence[int]) -> list[Tensor]:
         """Logits (batch, prompts, x, y, z) at some scales from the trunk alone, cheap for many prompts."""
         return [self.scales[stage].direct(trunk[stage], queries) for stage in stages]  # type: ignore[operator]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,17 @@ class QueryLayer(nn.Module):
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
+class Query(NamedTuple):
+    """What a prompt asks of the image's features.
+
+    seen: (batch, prompts, query width) its words after they looked at the image; words: (batch, prompts, text
+    width) as they came, scaled.
+    """
+
+    seen: Tensor
+    words: Tensor
+
+
 class TextFusion(nn.Module):
     """Text vectors and the coarsest image features → one query and one presence logit a prompt."""
 
@@ -57,14 +69,14 @@ class TextFusion(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.presence = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
 
-    def forward(self, text: Tensor, coarsest: Tensor, marked: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, text: Tensor, coarsest: Tensor, marked: Tensor | None = None) -> tuple[Query, Tensor]:
         """text (batch, prompts, text width), coarsest (batch, channels, x, y, z).
 
         Args:
             marked: (batch, prompts, width) what lies under a prompt's marks, see `SpatialQuery`.
 
         Returns:
-            queries (batch, prompts, width) and presence logits (batch, prompts).
+            the queries and presence logits (batch, prompts).
         """
         tokens = self.norm_image(self.project_image(coarsest.flatten(2).transpose(1, 2)))
         positions = wave_positions(coarsest.shape[2:], tokens.shape[-1]).to(tokens)
@@ -74,7 +86,8 @@ class TextFusion(nn.Module):
         for layer in self.layers:
             queries = layer(queries, tokens, positions)
         queries = self.norm(queries)
-        return queries, self.presence(queries).squeeze(-1)
+        # Of length four where queries are of length fourteen: all of a kernel's steps add up along the words.
+        return Query(queries, text * self.text_scale**0.5), self.presence(queries).squeeze(-1)
 
 
 def wave_positions(shape: torch.Size | tuple[int, ...], width: int) -> Tensor:
