@@ -10,6 +10,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from tests.core.conftest import tilted_affine
 from textseg.geometry import Geometry
@@ -42,3 +44,33 @@ def block(shape: tuple[int, int, int], start: tuple[int, int, int], stop: tuple[
     mask = np.zeros(shape, bool)
     mask[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = True
     return mask
+
+
+def write_ct_series(folder: Path, shape: tuple[int, int, int]) -> Path:
+    """A CT as a DICOM series on the oblique grid, a file a slice, each of one value; gives the folder."""
+    folder.mkdir()
+    columns, rows, slices = shape
+    affine = np.diag([-1.0, -1, 1, 1]) @ tilted_affine()
+    steps = np.linalg.norm(affine[:3, :3], axis=0)
+    study, series, place = generate_uid(), generate_uid(), generate_uid()
+    for z in range(slices):
+        image = Dataset()
+        image.file_meta = FileMetaDataset()
+        image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        image.SOPClassUID = image.file_meta.MediaStorageSOPClassUID = CTImageStorage
+        image.SOPInstanceUID = image.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        image.StudyInstanceUID, image.SeriesInstanceUID, image.FrameOfReferenceUID = study, series, place
+        image.PatientName = image.PatientID = image.StudyID = "none"
+        image.PatientBirthDate = image.PatientSex = image.AccessionNumber = ""
+        image.StudyDate = image.StudyTime = image.ReferringPhysicianName = ""
+        image.Modality, image.SeriesNumber, image.InstanceNumber = "CT", 1, z + 1
+        image.ImageOrientationPatient = [f"{n:.9f}" for n in (affine[:3, :2] / steps[:2]).T.ravel()]
+        image.ImagePositionPatient = [f"{n:.6f}" for n in affine[:3] @ (0, 0, z, 1)]
+        image.PixelSpacing = [f"{steps[1]:.6f}", f"{steps[0]:.6f}"]
+        image.SliceThickness, image.RescaleSlope, image.RescaleIntercept = f"{steps[2]:.6f}", 1, 0
+        image.Columns, image.Rows = columns, rows
+        image.SamplesPerPixel, image.PhotometricInterpretation = 1, "MONOCHROME2"
+        image.BitsAllocated, image.BitsStored, image.HighBit, image.PixelRepresentation = 16, 16, 15, 1
+        image.PixelData = np.full((rows, columns), z, np.int16).tobytes()
+        image.save_as(folder / f"{z:03d}.dcm", enforce_file_format=True)
+    return folder

@@ -7,7 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from tests.scores.conftest import write_ct_series
+from textseg.dicom_output import write_dicom_masks
 from textseg.errors import DatasetError, GeometryError
+from textseg.prompts import understand
+from textseg.scan import read_scan, write_label_map
 from textseg.scores.cases import Scoring, is_finding, score_pair, score_pairs
 from textseg.scores.inputs import Names, find_pairs, read_names
 
@@ -100,6 +104,25 @@ def test_another_grid_is_refused_unless_resampling_was_asked_for(write, labels, 
     (case,) = score_pairs(pairs, Scoring(NAMES, resample=True))
     assert by_structure(case)["liver"].dice == 1
     assert case.notes == ("a: resampled to the grid of the reference.",)
+
+
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_dicom_objects_are_scored_on_either_side(kind, labels, tmp_path):
+    """They hold no empty slices, or no voxels at all: their grid is that of the other side."""
+    pytest.importorskip("highdicom", reason="Needs highdicom, of the extra dicom.")
+    pytest.importorskip("skimage", reason="Needs scikit-image, of the extra dicom.")
+    folder = write_ct_series(tmp_path / "series", labels.shape)
+    scan = read_scan(folder)
+    masks = np.stack([labels == LIVER, labels == TUMOR])
+    prompts = [understand("liver"), understand("liver tumor")]
+    for name in ("ref", "pred", "dicom"):
+        (tmp_path / name).mkdir()
+    write_dicom_masks(tmp_path / "dicom" / "a.dcm", kind, masks, prompts, scan)
+    write_label_map(tmp_path / "ref" / "a.nii.gz", labels, NAMES.labels, scan)
+    for sides in (("dicom", "ref"), ("ref", "dicom")):
+        (case,) = score_pairs(find_pairs(*(tmp_path / side for side in sides)), Scoring())
+        scores = by_structure(case)
+        assert (scores["liver"].dice, scores["liver tumor"].dice) == (1, 1)
 
 
 def test_without_names_numbers_are_names(write, labels, tmp_path):

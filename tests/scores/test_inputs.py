@@ -130,6 +130,23 @@ def test_records_tell_prompts_presence_and_what_was_not_found(touch, tmp_path):
     assert pair.predicted.presence == {"my liver!": 0.9, "spleen": 0.1}
 
 
+def test_the_folder_of_a_cohort_is_one_of_predictions(touch, tmp_path):
+    touch("ref/a.nii.gz", "ref/b.nii.gz", "out/a_0000/mask_my_liver.nii.gz", "out/a_0000/preview.png")
+    touch("out/cohort.sqlite", "out/summary.csv", "out/report/a_0000.html")
+    answers = {"a": ("mask_my_liver.nii.gz", 0.9), "b": (None, 0.1)}
+    for case, answer in answers.items():
+        folder = tmp_path / "out" / f"{case}_0000"
+        write_record(folder, f"{case}_0000", {"my liver!": answer})
+        (folder / f"{case}_0000_1_record.json").rename(folder / "result.json")
+    for name, content in (("x/result.json", "[1]"), ("x/y_record.json", "{")):
+        touch(f"out/{name}")
+        (tmp_path / "out" / name).write_text(content)
+    a, b = find_pairs(tmp_path / "out", tmp_path / "ref")
+    assert a.predicted.masks == {"my liver!": tmp_path / "out" / "a_0000" / "mask_my_liver.nii.gz"}
+    assert b.predicted.denied == {"my liver!"}
+    assert (a.predicted.presence, b.predicted.presence) == ({"my liver!": 0.9}, {"my liver!": 0.1})
+
+
 def test_a_record_of_a_label_map_gives_presence_too(touch, tmp_path):
     touch("ref/a.nii.gz", "pred/a_labels.nii.gz")
     file = "a_labels.nii.gz"

@@ -72,7 +72,7 @@ def read_label_map(path: str | Path, *, volume: int | None = None, grid: Geometr
         ScanError: as in `read_scan`, a voxel is not a whole number from 0, contours came without a grid, or
             they do not lie in its slices.
     """
-    kind = _derived_kind(Path(path))
+    kind = derived_kind(Path(path))
     if kind is not None:
         return _painted(Path(path), _read_derived(Path(path), kind, grid))
     scan = _read_one(Path(path), None, volume)
@@ -80,8 +80,12 @@ def read_label_map(path: str | Path, *, volume: int | None = None, grid: Geometr
     return LabelMap(_whole_numbers(scan), scan.geometry, _legend(scan.file), scan.file)
 
 
-def _derived_kind(path: Path) -> str | None:
-    """ "SEG" or "RTSTRUCT" where a file is one."""
+def derived_kind(path: Path) -> str | None:
+    """ "SEG" or "RTSTRUCT" where a file is one: labels that belong to the grid of a scan.
+
+    Raises:
+        ScanError: the file is missing, or nothing that can be read.
+    """
     if path.is_dir() or format_of(path) != "dicom":
         return None
     modality = str(read_header(path).get("Modality"))

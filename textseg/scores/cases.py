@@ -16,6 +16,7 @@ import numpy as np
 from textseg.errors import DatasetError, PromptError
 from textseg.geometry import Box, Geometry
 from textseg.prompts import understand
+from textseg.scan import derived_kind
 from textseg.scores.inputs import (
     BACKGROUND,
     CaseFiles,
@@ -197,9 +198,18 @@ def _reference_side(pair: CasePair, scoring: Scoring) -> _Side:
     files = pair.reference
     if files.label_map is None:
         return _Side(files, None, {})
-    opened = open_labels(files.label_map)
+    # Contours, and frames without the empty ones, lie on the grid of the scan, which the prediction has.
+    onto = _grid_of_prediction(pair) if derived_kind(files.label_map) else None
+    opened = open_labels(files.label_map, onto=onto)
     names = next((one for one in (scoring.names, files.names) if one.named), Names(opened.names))
     return _Side(files, opened, _values(names, opened))
+
+
+def _grid_of_prediction(pair: CasePair) -> Geometry | None:
+    files = pair.predicted
+    paths = [path for path in (files.label_map, *files.masks.values()) if path is not None]
+    own = next((path for path in paths if not derived_kind(path)), None)
+    return None if own is None else open_labels(own).grid
 
 
 def _predicted_side(pair: CasePair, reference: _Side, grid: Geometry, scoring: Scoring) -> _Side:

@@ -20,6 +20,8 @@ from textseg.scan.formats import ending_of
 from textseg.scores.overlap import Mask, around
 
 RECORD_ENDING = "_record.json"
+# What a cohort calls the record in each scan's folder.
+COHORT_RECORD = "result.json"
 DATASET_FILE = "dataset.json"
 # nnU-Net's ending for the first channel of a scan, which masks made from that file carry on.
 CHANNEL = "_0000"
@@ -168,6 +170,7 @@ def find_pairs(predicted: Path, reference: Path) -> list[CasePair]:
         case12.nii.gz                  a label map (any format that textseg reads), or
         case12/liver.nii.gz            one mask a structure, also in case12/segmentations, or
         case12_liver.nii.gz            the same without folders, as textseg writes it with a record beside.
+    The folder of a cohort is one of the second kind, its records included.
     A structure that has a mask in other cases of the prediction but not in this one was not found here.
 
     Raises:
@@ -204,15 +207,15 @@ def open_labels(path: Path, *, onto: Geometry | None = None, resample: bool = Fa
     """Read a label map or mask in canonical axis order, checked to lie on a grid where one is given.
 
     Args:
-        path: any file that `read_label_map` reads.
-        onto: the reference's canonical grid.
+        path: any file that `read_label_map` reads; a DICOM SEG or RTSTRUCT is read onto the grid.
+        onto: the canonical grid of the scan, as a rule the reference's.
         resample: bring labels from another grid by nearest neighbour rather than refuse.
 
     Raises:
         ScanError: it can't be read as labels.
         GeometryError: it lies on another grid and `resample` is off.
     """
-    found = read_label_map(path)
+    found = read_label_map(path, grid=onto)
     order = found.geometry.canonical_order()
     labels, grid = order.apply(found.labels), found.geometry.reordered(order)
     moved = onto is not None and not grid.is_close(onto)
@@ -317,9 +320,10 @@ def _from_records(folder: Path) -> tuple[dict[str, CaseFiles], set[Path]]:
     """Cases that textseg's own records tell of, and the files that those name."""
     cases: dict[str, CaseFiles] = {}
     claimed: set[Path] = set()
-    for path in sorted(folder.glob(f"*{RECORD_ENDING}")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not str(record.get("format", "")).startswith("textseg-record"):
+    own = folder / COHORT_RECORD
+    for path in sorted([*folder.glob(f"*{RECORD_ENDING}"), *([own] if own.is_file() else [])]):
+        record = _record(path)
+        if record is None:
             continue
         prompts = record["prompts"]
         files = {each["prompt"]: folder / each["file"] for each in prompts if each["file"]}
@@ -337,6 +341,16 @@ def _from_records(folder: Path) -> tuple[dict[str, CaseFiles], set[Path]]:
         cases[case] = _joined([cases[case], found]) if case in cases else found
         claimed |= set(files.values())
     return cases, claimed
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    """The content of one of our records; None for a file that is only called like one."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+    is_ours = isinstance(content, dict) and str(content.get("format", "")).startswith("textseg-record")
+    return content if is_ours else None
 
 
 def _joined(parts: Iterable[CaseFiles]) -> CaseFiles:
