@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from pydicom.dataset import Dataset
+from pydicom.uid import PositronEmissionTomographyImageStorage
 
 from tests.cohort.conftest import Here
 from textseg.cohort.check import Look, check_jobs, estimate, measure_speed
@@ -146,6 +148,30 @@ def test_parquet_holds_the_same_table(finished: tuple[Path, list[Entry]]) -> Non
     write_tables(out, rows)
     table = parquet.read_table(out / "summary.parquet").to_pylist()
     assert [row["volume_ml"] for row in table] == [row.get("volume_ml") for row in rows]
+
+
+def test_pet_is_measured_in_suv_where_its_header_allows(
+    tmp_path: Path, out: Path, jobs_of: Find, here: Here, plain: Settings, write_series: Callable[..., Path]
+) -> None:
+    injected = Dataset()
+    injected.RadionuclideTotalDose, injected.RadionuclideHalfLife = "370000000", "6586.2"
+    pet: dict[str, object] = {"Modality": "PT", "SOPClassUID": PositronEmissionTomographyImageStorage}
+    write_series(tmp_path / "pets" / "left_in_bqml", 1, **pet, Units="BQML")
+    header = {"Units": "BQML", "PatientWeight": "74", "DecayCorrection": "ADMIN"}
+    write_series(
+        tmp_path / "pets" / "suv", 1, **pet, **header, RadiopharmaceuticalInformationSequence=[injected]
+    )
+    assert run_cohort(jobs_of(tmp_path / "pets"), out, plain, here).done == 2
+    rows = summary_rows(out, entries_of(out))
+    write_tables(out, rows)
+    (in_suv,) = (row for row in rows if "mean_suv" in row)
+    (in_bqml,) = (row for row in rows if "mean_bqml" in row)
+    for measure in ("mean", "sd", "min", "p10", "median", "p90", "max"):
+        # 74 kg and 370 MBq: SUV 1 is 5 kBq/ml.
+        activity = float(str(in_bqml[f"{measure}_bqml"]))
+        assert in_suv[f"{measure}_suv"] == pytest.approx(activity / 5000, rel=1e-5)
+    with (out / "summary.csv").open(encoding="utf-8", newline="") as stream:
+        assert {"mean_suv", "p90_suv", "mean_bqml"} <= set(next(csv.reader(stream)))
 
 
 def test_numbers_beyond_64_bits_are_words_in_parquet(tmp_path: Path) -> None:

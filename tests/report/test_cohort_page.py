@@ -240,12 +240,25 @@ document.body.append(out);
 """
 
 
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory):
-    """What a real browser sees on the page of a cohort with three odd masks, in numbers and words."""
+def opened(page, script, profile):
+    """What a real browser sees on a page: the document that the script puts together once it is loaded."""
     browser = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip(f"Needs a browser to open the page in: one of {', '.join(BROWSERS)}.")
+    content = page.read_text(encoding="utf-8")
+    page.write_text(content.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
+    places = (f"--user-data-dir={profile}", "--window-size=1400,900", "--dump-dom", page.as_uri())
+    done = subprocess.run(
+        [browser, *HEADLESS, *places], capture_output=True, text=True, timeout=120, check=True
+    )
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, flags=re.DOTALL)
+    assert found, done.stdout[-500:] + done.stderr[-500:]
+    return json.loads(html.unescape(found.group(1)))
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory):
+    """What a real browser sees on the page of a cohort with three odd masks, in numbers and words."""
     out = tmp_path_factory.mktemp("cohort")
     rows = cohort()
     rows[3]["midline_offset_mm"] = 44.0
@@ -255,16 +268,44 @@ def seen(tmp_path_factory):
     (out / "case-0").mkdir()
     Image.fromarray(np.full((300, 800, 3), 90, np.uint8)).save(out / "case-0" / "preview.png")
     page = write_cohort_report(out, rows, title=f"Livers {EVIL}")[0]
-    content = page.read_text(encoding="utf-8")
-    page.write_text(content.replace("</body>", f"<script>{SCRIPT}</script></body>"), encoding="utf-8")
-    profile = tmp_path_factory.mktemp("profile")
-    places = (f"--user-data-dir={profile}", "--window-size=1400,900", "--dump-dom", page.as_uri())
-    done = subprocess.run(
-        [browser, *HEADLESS, *places], capture_output=True, text=True, timeout=120, check=True
-    )
-    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, flags=re.DOTALL)
-    assert found, done.stdout[-500:] + done.stderr[-500:]
-    return json.loads(html.unescape(found.group(1)))
+    return opened(page, SCRIPT, tmp_path_factory.mktemp("profile"))
+
+
+SCAN_SCRIPT = """
+addEventListener("load", () => {
+const seen = {};
+const all = (selector) => Array.from(document.querySelectorAll(selector));
+seen.heading = document.querySelector("h1").textContent;
+seen.links = all("nav a").map((one) => one.getAttribute("href"));
+seen.reasons = all("main > p").map((one) => one.textContent);
+const words = (row) => Array.from(row.cells).map((one) => one.textContent);
+seen.measured = Object.fromEntries(all("tbody tr").map(words).map(([name, ...values]) => [name, values]));
+seen.pictures = Array.from(document.images).map((image) => image.complete && image.naturalWidth);
+seen.fetched = performance.getEntriesByType("resource").map((one) => one.name)
+  .filter((name) => !name.startsWith("data:"));
+seen.hacked = window.hacked === 1;
+seen.wide = document.documentElement.scrollWidth > window.innerWidth;
+const out = document.createElement("pre");
+out.id = "seen"; out.textContent = JSON.stringify(seen);
+document.body.append(out);
+});
+"""
+
+
+def test_the_page_of_a_scan_shows_picture_reasons_and_measures(tmp_path):
+    rows = [row | {"site": EVIL} for row in cohort()]
+    rows[9] |= {"components": 30, "prompt": EVIL, "understood_as": "left kidney"}
+    (tmp_path / "case-4").mkdir()
+    Image.fromarray(np.full((300, 800, 3), 90, np.uint8)).save(tmp_path / "case-4" / "preview.png")
+    page = write_cohort_report(tmp_path, rows, title=f"Livers {EVIL}")[5]
+    seen = opened(page, SCAN_SCRIPT, tmp_path / "profile")
+    assert seen["heading"] == "case-4"
+    assert seen["links"] == ["../report.html", "case-3.html", "case-5.html"]
+    assert seen["reasons"] == [f"{EVIL} many parts30 parts, 1 as a rule"]
+    assert seen["pictures"] == [800]
+    assert seen["measured"]["volume_ml"] == ["1120", "112"]
+    assert seen["measured"]["site"] == [EVIL]
+    assert (seen["fetched"], seen["hacked"], seen["wide"]) == ([], False, False)
 
 
 def test_a_click_on_a_heading_sorts_and_another_turns_it_round(seen):
