@@ -46,7 +46,7 @@ class Query(NamedTuple):
     """What a prompt asks of the image's features.
 
     seen: (batch, prompts, query width) its words after they looked at the image; words: (batch, prompts, text
-    width) as they came, scaled.
+    width) as they came, with entries of about unit size.
     """
 
     seen: Tensor
@@ -80,14 +80,14 @@ class TextFusion(nn.Module):
         """
         tokens = self.norm_image(self.project_image(coarsest.flatten(2).transpose(1, 2)))
         positions = wave_positions(coarsest.shape[2:], tokens.shape[-1]).to(tokens)
-        queries = self.project_text(text * self.text_scale)
+        words = text * self.text_scale
+        queries = self.project_text(words)
         if marked is not None:
             queries = queries + marked
         for layer in self.layers:
             queries = layer(queries, tokens, positions)
         queries = self.norm(queries)
-        # Of length four where queries are of length fourteen: all of a kernel's steps add up along the words.
-        return Query(queries, text * self.text_scale**0.5), self.presence(queries).squeeze(-1)
+        return Query(queries, words), self.presence(queries).squeeze(-1)
 
 
 def wave_positions(shape: torch.Size | tuple[int, ...], width: int) -> Tensor:
