@@ -2,8 +2,9 @@ import numpy
 import pytest
 
 from textseg.errors import PromptError
-from textseg.prompts import HELD_OUT_TEMPLATES, default_lexicon, paraphrase, split_of, understand
-from textseg.prompts.paraphrase import Split
+from textseg.prompts import HELD_OUT_TEMPLATES, Concept, default_lexicon, paraphrase, split_of, understand
+from textseg.prompts.languages import without_accents
+from textseg.prompts.paraphrase import Kind, Split, paraphrase_of
 
 LEXICON = default_lexicon()
 LIVER, LEFT_KIDNEY = LEXICON.concepts["liver"], LEXICON.concepts["left_kidney"]
@@ -78,3 +79,67 @@ def test_the_split_depends_on_sentence_and_names_alone() -> None:
 def test_nothing_to_paraphrase_is_refused() -> None:
     with pytest.raises(PromptError):
         paraphrase(None, None, numpy.random.default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "concept", "texts"),
+    [
+        ("Latin", LEFT_KIDNEY, "ren sinister"),
+        ("abbreviation", LEFT_KIDNEY, "LK"),
+        ("lay word", LEXICON.concepts["left_clavicle"], "left collarbone|left collar bone"),
+        ("British spelling", TUMOR, "tumour"),
+        ("plural", LEFT_KIDNEY, "left kidneys"),
+        ("word order", LEFT_KIDNEY, "kidney, left|lt kidney|kidney on the left"),
+    ],
+)
+def test_a_kind_of_paraphrase_holds_its_names(kind: Kind, concept: Concept, texts: str) -> None:
+    random = numpy.random.default_rng(5)
+    thing = (None, concept) if concept.kind == "finding" else (concept, None)
+    drawn = {paraphrase_of(kind, *thing, random) for _ in range(60)}
+    assert any(name in text for name in texts.split("|") for text in drawn if text), drawn
+
+
+@pytest.mark.parametrize(("kind", "language"), [("German", "de"), ("French", "fr"), ("Spanish", "es")])
+def test_a_language_is_spoken_around_its_own_names(kind: Kind, language: str) -> None:
+    random = numpy.random.default_rng(5)
+    drawn = [(each, paraphrase_of(kind, each, None, random)) for each in LEXICON.structures()[:120]]
+    spoken = [(each, text) for each, text in drawn if text is not None]
+    assert len(spoken) > 40
+    for concept, text in spoken:
+        names = [without_accents(name) for name in dict(concept.translated)[language]]
+        assert any(name in without_accents(text) for name in names), (concept.id, text)
+
+
+def test_a_slip_of_the_finger_is_one_and_no_side_is_mistyped() -> None:
+    random = numpy.random.default_rng(6)
+    for _ in range(30):
+        text = paraphrase_of("spelling mistake", LEFT_KIDNEY, None, random)
+        assert text is not None
+        assert understand(text).side in ("left", None)
+
+
+def test_a_report_sentence_needs_a_finding_in_a_structure() -> None:
+    random = numpy.random.default_rng(7)
+    text = paraphrase_of("report sentence", LEFT_KIDNEY, TUMOR, random)
+    assert text is not None
+    assert len(text.split()) > 2
+    assert paraphrase_of("report sentence", LEFT_KIDNEY, None, random) is None
+
+
+def test_what_has_no_name_of_a_kind_has_no_paraphrase_of_it() -> None:
+    random = numpy.random.default_rng(8)
+    assert paraphrase_of("abbreviation", LIVER, None, random) is None
+    assert paraphrase_of("word order", LIVER, None, random) is None
+    assert paraphrase_of("Latin", LIVER, TUMOR, random) is None
+
+
+def test_foreign_names_are_drawn_as_often_as_asked_for() -> None:
+    random = numpy.random.default_rng(9)
+    names = [name.lower() for name in LIVER.translations] + ["higado"]
+
+    def share(foreign: float) -> float:
+        texts = [paraphrase(LIVER, None, random, foreign=foreign).lower() for _ in range(60)]
+        return sum(any(name in text for name in names) for text in texts) / 60
+
+    assert share(1.0) > 0.6
+    assert share(0.0) == 0

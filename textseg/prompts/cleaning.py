@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from typing import Literal
 
 from textseg.errors import PromptError
+from textseg.prompts import languages
+from textseg.prompts.languages import Language
+from textseg.prompts.languages import Side as Side
 
 
 def _words(text: str) -> frozenset[str]:
@@ -15,23 +17,22 @@ def _words(text: str) -> frozenset[str]:
 
 
 LONGEST_PROMPT = 300
-Side = Literal["left", "right"]
 SIDES: tuple[Side, Side] = ("left", "right")
 
 _SIDE_WORDS = {"l": "left", "lt": "left", "lft": "left", "r": "right", "rt": "right", "rgt": "right"}
-_FOREIGN_SIDE_WORDS = {
-    "left": "sinister sinistra sinistrum linke linker linkes linken links gauche izquierdo izquierda",
-    "right": "dexter dextra dextrum rechte rechter rechtes rechten rechts droit droite derecho derecha",
-}
-_SIDE_OF_WORD = {side: side for side in SIDES} | {
-    word: side for side, words in _FOREIGN_SIDE_WORDS.items() for word in words.split()
-}
+_LATIN_SIDE_WORDS: dict[str, Side] = {
+    "sinister": "left", "sinistra": "left", "sinistrum": "left",
+    "dexter": "right", "dextra": "right", "dextrum": "right",
+}  # fmt: skip
+_SIDE_OF_WORD: dict[str, Side] = (
+    {side: side for side in SIDES} | _LATIN_SIDE_WORDS | dict(languages.SIDE_OF_WORD)
+)
 
 _ARTICLES = frozenset({"the", "a", "an", "this", "these", "my", "his", "her", "their"})
 _REQUEST = re.compile(
     r"^(?:(?:please|kindly|now|just|can you|could you|would you|i want|i need|we need|to|you|me|us|all"
-    r"|everything|segment(?! (?:\d|[ivx]+ ))|segmentation of|mask of|mask for|show|find|outline|delineate"
-    r"|contour|mark|label|annotate|highlight|extract|detect|locate|identify|draw|give|get|see"
+    r"|everything|segment(?! (?:\d|[ivx]+ |h[eé]patique \d))|segmentation of|mask of|mask for|show|find"
+    r"|outline|delineate|contour|mark|label|annotate|highlight|extract|detect|locate|identify|draw|give|get|see"
     r"|where is|where are|what is|is there|are there|any"
     r"|the|a|an|patient|patients) )+"
 )
@@ -66,7 +67,7 @@ _BRITISH = (
     ("tumour", "tumor"), ("oesoph", "esoph"), ("oedem", "edem"), ("haem", "hem"), ("caec", "cec"),
     ("coeli", "celi"), ("grey", "gray"), ("fibre", "fiber"), ("centre", "center"), ("foet", "fet"),
     ("anaem", "anem"), ("disk", "disc"), ("phaeo", "pheo"), ("leucae", "leuke"), ("colour", "color"),
-    ("paed", "ped"), ("lachrym", "lacrim"), ("orrhoea", "orrhea"),
+    ("paed", "ped"), ("lachrym", "lacrim"), ("orrhoea", "orrhea"), ("gynaec", "gynec"), ("faec", "fec"),
 )  # fmt: skip
 _AMERICAN = (
     (r"tumor", "tumour"), (r"esoph", "oesoph"), (r"edem", "oedem"), (r"hem(?=at|orr|ang|oth)", "haem"),
@@ -77,7 +78,12 @@ ORDINALS = (
     "first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth",
     "eleventh", "twelfth",
 )  # fmt: skip
-_NUMBER_OF_ORDINAL = {word: str(number) for number, word in enumerate(ORDINALS, start=1)}
+_NUMBER_OF_ORDINAL = {word: str(number) for number, word in enumerate(ORDINALS, start=1)} | dict(
+    languages.NUMBER_OF_ORDINAL
+)
+_ELIDED = re.compile(r"\b(?:l|d|qu)'(?=[aeiouyhàâäéèêëîïôöùûüœæ])")
+# "Du côté gauche"; without its accents and alone "cote" is a rib.
+_FRENCH_SIDE = re.compile(r"\b(?:(?:du |au |de |le )?côté|(?:du|au) cote) (?=gauche|droit)")
 _SIZE = re.compile(
     r"\b\d+(?:\.\d+)?(?: (?:x|by) \d+(?:\.\d+)?){0,2} ?"
     r"(?:mm3?|cms?|cm3|ml|cc|millimet(?:er|re)s?|centimet(?:er|re)s?)\b"
@@ -96,6 +102,7 @@ def clean(text: str) -> str:
     """
     _check_length(text)
     _check_script(text)
+    text = re.sub(r"(?<=\d)[ªº]", "", text)  # Spanish "7ª"
     words = _without_punctuation(unicodedata.normalize("NFKC", text).lower())
     words = _join_levels(_without_request(words))
     tokens = [singular(_SIDE_WORDS.get(word, word)) for word in words.split() if word not in _ARTICLES]
@@ -124,13 +131,13 @@ def singular(word: str) -> str:
 @functools.lru_cache(maxsize=16384)
 def token(word: str) -> str:
     """The form in which a word is compared: no accents, American spelling, singular, digits for ordinals."""
-    word = word.lower().replace("œ", "oe").replace("æ", "ae").replace("ß", "ss")
-    word = "".join(c for c in unicodedata.normalize("NFD", word) if not unicodedata.combining(c))
-    word = singular(word)
+    word = languages.without_accents(word)
+    # The forms of a foreign adjective come first: the English plural of "internos" would be another word.
+    word = languages.BASE_OF_BENT_WORD.get(word) or singular(word)
     for british, american in _BRITISH:
         word = word.replace(british, american)
     word = _NUMBER_OF_ORDINAL.get(word, word)
-    return re.sub(r"^(\d+)(?:st|nd|rd|th)$", r"\1", word)
+    return re.sub(r"^(\d+)(?:st|nd|rd|th|er|e|eme|ere)$", r"\1", word)
 
 
 def british(name: str) -> str:
@@ -143,6 +150,12 @@ def british(name: str) -> str:
 def side_of(token: str) -> str | None:
     """The side, "left" or "right", if the token is a side word, in any of our languages."""
     return _SIDE_OF_WORD.get(token)
+
+
+def languages_of_sides(words: str) -> frozenset[Language]:
+    """The languages whose side words stand in cleaned words."""
+    spoken = (languages.LANGUAGE_OF_SIDE_WORD.get(word) for word in words.split())
+    return frozenset(language for language in spoken if language)
 
 
 def tokens(words: str) -> tuple[str, ...]:
@@ -158,8 +171,14 @@ def _without_request(words: str) -> str:
     return asked or words
 
 
+def without_elision(text: str) -> str:
+    """Lower-case French without the letters before an apostrophe: "l'aorte", where "l" is no left."""
+    return _ELIDED.sub("", text)
+
+
 def _without_punctuation(text: str) -> str:
-    text = re.sub(r"[‘’ʼ´`]", "'", text)
+    text = without_elision(re.sub(r"[‘’ʼ´`]", "'", text))
+    text = _FRENCH_SIDE.sub("", text)
     text = re.sub(r"'s\b|s'(?=\s)", lambda match: "" if match[0] == "'s" else "s", text)
     text = re.sub(r"\b(left|l) ?/ ?(right|r)\b|\b(right|r) ?/ ?(left|l)\b", "left and right", text)
     text = text.replace("&", " and ").replace("×", " x ")

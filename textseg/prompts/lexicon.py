@@ -10,13 +10,17 @@ mirrored             false: left and right are names, not mirror images (heart c
 each, also           values of "{n}", and further names of single values
 plural, collective   name of the pair; collective: the sides are plural too ("left ribs")
 suffix               "muscle" or "bone": may be added to any name of the record
-synonyms, adjectives, abbreviations, sided_abbreviations, latin, latin_gender, translations
+lay                  synonyms that people use who are no doctors
+synonyms, adjectives, abbreviations, sided_abbreviations, latin, latin_gender
+translations         by language; of a sided thing "Niere|Nieren.f": name, its plural and its gender
+foreign_adjectives   by language, unbent: "rénal"
 snomed               SNOMED CT code, sideless; for a family a code for each value
 parents, parts       names of records; "rib {1-12}" stands for twelve
 
-`shorthand` maps single words that stand for several ("gallstone" is a stone in the gallbladder).
-`plain_words` are English words one slip away from a name ("structure", "stricture"): they are never
-corrected into it.
+`shorthand` maps single words that stand for several ("gallstone" is a stone in the gallbladder), and
+`compounds` are the two halves of German ones ("Nierenzyste"). `also_english` are foreign names that are
+English words too ("rate", a spleen): they count only where their language is spoken. `plain_words` are
+English words one slip away from a name ("structure", "stricture"): they are never corrected into it.
 """
 
 from __future__ import annotations
@@ -32,8 +36,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from textseg.errors import TextsegError
-from textseg.prompts import cleaning
+from textseg.prompts import cleaning, languages
 from textseg.prompts.cleaning import Side
+from textseg.prompts.languages import LANGUAGES, Language
 
 Kind = Literal["structure", "finding"]
 
@@ -43,14 +48,6 @@ _ROMAN = ("", "I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI",
 _LATIN_SIDE = {
     "left": {"m": "sinister", "f": "sinistra", "n": "sinistrum"},
     "right": {"m": "dexter", "f": "dextra", "n": "dextrum"},
-}
-_TRANSLATED_SIDE = {
-    "de": {
-        "left": {"m": "linker", "f": "linke", "n": "linkes"},
-        "right": {"m": "rechter", "f": "rechte", "n": "rechtes"},
-    },
-    "fr": {"left": {"m": "gauche", "f": "gauche"}, "right": {"m": "droit", "f": "droite"}},
-    "es": {"left": {"m": "izquierdo", "f": "izquierda"}, "right": {"m": "derecho", "f": "derecha"}},
 }
 
 
@@ -62,8 +59,9 @@ class LexiconError(TextsegError, ValueError):
 class Concept:
     """One thing that a prompt may name.
 
-    `forms` are its names without the side; the other names carry it. `parents` and `parts` are ids; the
-    parents of a thing with a side end with its pair.
+    `forms` are its names without the side; the other names carry it. `lay` are those of the synonyms that
+    no doctor uses. `translated` are names by language. `parents` and `parts` are ids; the parents of a thing
+    with a side end with its pair.
     """
 
     id: str
@@ -75,19 +73,26 @@ class Concept:
     synonyms: tuple[str, ...] = ()
     latin: str | None = None
     abbreviations: tuple[str, ...] = ()
-    translations: tuple[str, ...] = ()
+    translated: tuple[tuple[Language, tuple[str, ...]], ...] = ()
     snomed: str | None = None
     parents: tuple[str, ...] = ()
     parts: tuple[str, ...] = ()
     adjectives: tuple[str, ...] = ()
     forms: tuple[str, ...] = ()
+    lay: tuple[str, ...] = ()
+    foreign_adjectives: tuple[tuple[Language, tuple[str, ...]], ...] = ()
+
+    @property
+    def translations(self) -> tuple[str, ...]:
+        """Its names in all languages."""
+        return tuple(name for _, names in self.translated for name in names)
 
 
 def variants(concept: Concept) -> tuple[str, ...]:
     """All ways to write a concept: names, synonyms, word orders, Latin, abbreviations, translations."""
     written: list[str] = [concept.name, *concept.synonyms]
     for form in concept.forms:
-        written += _word_orders(form, concept.side) if concept.side else [form]
+        written += word_orders(form, concept.side) if concept.side else [form]
     if concept.latin:
         written.append(concept.latin)
     written += [*concept.abbreviations, *concept.translations]
@@ -104,17 +109,22 @@ class Lexicon:
         unmirrored: Iterable[str] = (),
         general: Iterable[str] = (),
         plain_words: Iterable[str] = (),
+        also_english: Iterable[str] = (),
     ):
         self.concepts: Mapping[str, Concept] = MappingProxyType(_by_id(concepts))
         self._sides = _sides_of_bases(self.concepts.values())
         self._names = _index(self.concepts.values(), _names_of)
-        self._adjectives = _index(self.concepts.values(), lambda concept: concept.adjectives)
-        self._shorthand = _shorthand_tokens(shorthand, self.concepts.values())
+        self._adjectives = _index(self.concepts.values(), _adjectives_of)
+        self._shorthand = _shorthand_tokens(shorthand, self.concepts.values(), self._names)
         self._unmirrored = frozenset(unmirrored)
         self.general = frozenset(general)
         self.vocabulary: frozenset[str] = frozenset(self._shorthand).union(*self._names, *self._adjectives)
         self.plain_words = frozenset(cleaning.token(word) for word in plain_words) - self.vocabulary
         self.spelling_words = _spelling_words(self.concepts.values())
+        self.also_english = frozenset(cleaning.token(word) for word in also_english)
+        self.latin_pairs = _latin_pairs(self.concepts.values())
+        self._languages = _languages_of_words(self.concepts.values())
+        self._english = _english_words(self.concepts.values()) | self.also_english
         self.longest = max(len(key) for key in self._names)
         self._check_links()
 
@@ -128,7 +138,9 @@ class Lexicon:
         unmirrored = [_slug(name) for name, record in records.items() if record.get("mirrored") is False]
         general = [_slug(name) for name, record in records.items() if record.get("general")]
         plain_words = " ".join(content.get("plain_words", ())).split()
-        return cls(concepts, content.get("shorthand", {}), unmirrored, general, plain_words)
+        shorthand = _compounds(content.get("compounds", {})) | content.get("shorthand", {})
+        also_english = content.get("also_english", "").split()
+        return cls(concepts, shorthand, unmirrored, general, plain_words, also_english)
 
     def find(self, cleaned_words: str) -> Concept | None:
         """The concept that these words, all of them and in any order, name; None if there is none."""
@@ -163,6 +175,22 @@ class Lexicon:
     def expand(self, tokens: tuple[str, ...]) -> tuple[str, ...]:
         """Tokens with shorthand written out: "rll" becomes "right lower lobe lung"."""
         return tuple(word for token in tokens for word in self._shorthand.get(token, (token,)))
+
+    def spoken(self, words: str) -> frozenset[Language]:
+        """The languages beside English and Latin that cleaned words are written in.
+
+        One side word or one name tells, and where a name is Latin or English too, an article beside it.
+        """
+        found = set(cleaning.languages_of_sides(words))
+        tokens = cleaning.tokens(words)
+        for token in tokens:
+            if token not in self._english:
+                found |= self._languages.get(token, frozenset())
+        for language in LANGUAGES:
+            known = any(language in self._languages.get(token, ()) for token in tokens)
+            if known and not languages.ARTICLES[language].isdisjoint(tokens):
+                found.add(language)
+        return frozenset(found)
 
     def mirrored(self, concept: Concept) -> Concept:
         """The concept's name in a scan mirrored left to right; itself without a side or a mirror image."""
@@ -235,6 +263,8 @@ def _members(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def _filled(content: Any, value: str) -> Any:
     if isinstance(content, list):
         return [_filled(each, value) for each in content]
+    if isinstance(content, dict):
+        return {key: _filled(each, value) for key, each in content.items()}
     if not isinstance(content, str):
         return content
     roman = _ROMAN[int(value)] if value.isdigit() else value
@@ -272,12 +302,19 @@ def _concept(record: dict[str, Any], side: Side | None, records: Mapping[str, di
         abbreviations=tuple(
             abbreviations + ([sided_abbreviations[side]] if side in sided_abbreviations else [])
         ),
-        translations=tuple(_translations(record, side)),
+        translated=tuple(
+            (language, tuple(dict.fromkeys(_translations(language, record, side)))) for language in LANGUAGES
+        ),
         snomed=record.get("snomed"),
         parents=tuple(dict.fromkeys(parents)),
         parts=tuple(parts),
         adjectives=tuple(record.get("adjectives", ())),
         forms=forms,
+        lay=tuple(_with_side(each, side) for each in record.get("lay", ())),
+        foreign_adjectives=tuple(
+            (language, tuple(form for word in words for form in languages.bent(word, language)))
+            for language, words in record.get("foreign_adjectives", {}).items()
+        ),
     )
 
 
@@ -296,7 +333,7 @@ def _with_side(name: str, side: Side | None) -> str:
 
 def _forms(record: dict[str, Any]) -> tuple[str, ...]:
     """All sideless English names of a record."""
-    forms = [record["name"], *record.get("synonyms", ())]
+    forms = [record["name"], *record.get("synonyms", ()), *record.get("lay", ())]
     if "plural" in record:
         forms.append(record["plural"])
     if "suffix" in record:
@@ -334,16 +371,30 @@ def _latin(record: dict[str, Any], side: Side | None) -> str | None:
     return f"{latin} {_LATIN_SIDE[side][gender]}" if gender else None
 
 
-def _translations(record: dict[str, Any], side: Side | None) -> Iterator[str]:
-    """Translations; of a sided thing as "Niere.f", whose gender chooses the word for the side."""
-    for language, names in record.get("translations", {}).items():
-        for name in names:
-            noun, _, gender = name.partition(".")
-            if side is None:
-                yield noun
-            elif gender:
-                word = _TRANSLATED_SIDE[language][side][gender]
-                yield f"{word} {noun}" if language == "de" else f"{noun} {word}"
+def _translations(language: Language, record: dict[str, Any], side: Side | None) -> Iterator[str]:
+    """Names in a language; German ones also as they are typed without umlauts."""
+    for name in record.get("translations", {}).get(language, ()):
+        for written in _translation(language, name, side):
+            yield written
+            if language == "de":
+                yield languages.transcribed(written)
+
+
+def _translation(language: Language, name: str, side: Side | None) -> Iterator[str]:
+    """The forms of a translation such as "Niere|Nieren.f", whose gender chooses the word for the side."""
+    names, _, gender = name.partition(".")
+    one, _, several = names.partition("|")
+    if side is None:
+        yield one
+        if several:
+            yield several
+        if several and gender:
+            yield languages.BOTH[language][gender].format(x=several)
+    elif gender:
+        word = languages.SIDE_ADJECTIVES[language][side][gender]
+        adverb = languages.SIDE_ADVERBS[language][side]
+        for form in languages.SIDED_FORMS[language]:
+            yield form.format(x=one, side=word, adverb=adverb)
 
 
 def _linked(
@@ -396,7 +447,48 @@ def _sides_of_bases(concepts: Iterable[Concept]) -> dict[str, dict[str | None, C
 
 def _names_of(concept: Concept) -> tuple[str, ...]:
     latin = (concept.latin,) if concept.latin else ()
-    return concept.forms + latin + concept.translations + concept.abbreviations
+    return concept.forms + latin + _bare_translations(concept) + concept.abbreviations
+
+
+def _bare_translations(concept: Concept) -> tuple[str, ...]:
+    """Translations as they are compared, without articles and prepositions."""
+    return tuple(
+        languages.without_function_words(cleaning.without_elision(name.lower()), language)
+        for language, names in concept.translated
+        for name in names
+    )
+
+
+def _adjectives_of(concept: Concept) -> tuple[str, ...]:
+    return concept.adjectives + tuple(word for _, words in concept.foreign_adjectives for word in words)
+
+
+def _languages_of_words(concepts: Iterable[Concept]) -> dict[str, frozenset[Language]]:
+    """The words of translations, and of foreign adjectives, by the languages that they belong to."""
+    found: dict[str, frozenset[Language]] = {}
+    for concept in concepts:
+        for language, names in (*concept.translated, *concept.foreign_adjectives):
+            for name in names:
+                bare = languages.without_function_words(cleaning.without_elision(name.lower()), language)
+                for token in _tokens(bare):
+                    if token not in cleaning.SIDES and not token[0].isdigit():
+                        found[token] = found.get(token, frozenset()) | {language}
+    return found
+
+
+def _latin_pairs(concepts: Iterable[Concept]) -> frozenset[tuple[str, str]]:
+    """The first two words of Latin names: of "vena cava inferior" the first is often only a letter."""
+    names = (_tokens(concept.latin) for concept in concepts if concept.latin)
+    return frozenset((name[0], name[1]) for name in names if len(name) > 1)
+
+
+def _english_words(concepts: Iterable[Concept]) -> frozenset[str]:
+    """Words of English and Latin names and of abbreviations."""
+    found: set[str] = set()
+    for concept in concepts:
+        for words in (*concept.forms, *concept.adjectives, *concept.abbreviations, concept.latin or ""):
+            found.update(_tokens(words))
+    return frozenset(found)
 
 
 def _index(concepts: Iterable[Concept], words_of: Any) -> dict[tuple[str, ...], str]:
@@ -415,11 +507,16 @@ def _index(concepts: Iterable[Concept], words_of: Any) -> dict[tuple[str, ...], 
 
 
 def _spelling_words(concepts: Iterable[Concept]) -> frozenset[str]:
-    """Words into which spelling is corrected: English and Latin. Translations would catch English words."""
+    """Words into which spelling is corrected: English and Latin. Translations would catch English words.
+
+    So would short lay words: "trips" is no slip for "traps".
+    """
     found: set[str] = set()
     for concept in concepts:
+        lay = {word for name in concept.lay for word in _tokens(name)}
         for words in (*concept.forms, *concept.adjectives, concept.latin or ""):
-            found.update(token for token in _tokens(words) if len(token) >= 4)
+            tokens = _tokens(words)
+            found.update(token for token in tokens if len(token) >= (6 if token in lay else 4))
     return frozenset(found.difference(cleaning.SIDES))
 
 
@@ -427,10 +524,22 @@ def _tokens(name: str) -> tuple[str, ...]:
     return cleaning.tokens(name.lower().replace("-", " ").replace(",", " "))
 
 
+def _compounds(halves: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """German words for a finding in a place: "Nierenzyste" is a kidney cyst."""
+    compounds = {
+        place + finding: f"{place_in_english} {finding_in_english}"
+        for place, place_in_english in halves.get("of", {}).items()
+        for finding, finding_in_english in halves.get("is", {}).items()
+    }
+    return compounds | {languages.transcribed(word): meant for word, meant in compounds.items()}
+
+
 def _shorthand_tokens(
-    shorthand: Mapping[str, str], concepts: Iterable[Concept]
+    shorthand: Mapping[str, str], concepts: Iterable[Concept], names: Mapping[tuple[str, ...], str]
 ) -> dict[str, tuple[str, ...]]:
+    """Shorthand by its token; what is a name by itself stays one."""
     written_out = {cleaning.token(word): cleaning.tokens(words) for word, words in shorthand.items()}
+    written_out = {token: words for token, words in written_out.items() if (token,) not in names}
     for concept in concepts:
         for abbreviation in concept.abbreviations:
             if concept.side and " " not in abbreviation:
@@ -440,7 +549,8 @@ def _shorthand_tokens(
     return written_out
 
 
-def _word_orders(form: str, side: Side) -> list[str]:
+def word_orders(form: str, side: Side) -> list[str]:
+    """A sideless name with its side, in all the ways in which people put the two together."""
     orders = [f"{side} {form}", f"{form} {side}", f"{form}, {side}", f"{form} ({side})"]
     orders += [f"{form} on the {side}", f"{side}-sided {form}"]
     orders += [f"{side[0]}t {form}", f"{side[0]} {form}", f"{form} {side[0].upper()}"]

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from textseg.errors import PromptError
-from textseg.prompts import cleaning
-from textseg.prompts.lexicon import Concept, Lexicon, default_lexicon, plural, variants
+from textseg.prompts import cleaning, languages
+from textseg.prompts.languages import LANGUAGES, Language
+from textseg.prompts.lexicon import Concept, Lexicon, default_lexicon, plural, variants, word_orders
 from textseg.prompts.understanding import canonical_name, edit_distance, inferred_place, understand
 
 if TYPE_CHECKING:
     import numpy
 
 Split = Literal["train", "test"]
+Kind = Literal[
+    "word order", "plural", "Latin", "abbreviation", "spelling mistake", "British spelling", "lay word",
+    "report sentence", "German", "French", "Spanish",
+]  # fmt: skip
+KINDS: tuple[Kind, ...] = (
+    "word order", "plural", "Latin", "abbreviation", "spelling mistake", "British spelling", "lay word",
+    "report sentence", "German", "French", "Spanish",
+)  # fmt: skip
 Choice = TypeVar("Choice")
 
 # {x} is the structure or the finding. The bare name comes as often as all sentences together.
@@ -44,7 +53,10 @@ _PLACED_TEMPLATES = (
     "a {size} {f} in the {part} of the {x}", "known {f} within the {x}", "new {x} {f}",
     "the {f} in the patient's {x}", "suspicious {size} {f} in the {x}", "please outline the {x} {f}",
     "{x} {f} measuring {size}", "{x} contains a {f}", "{x} shows a {size} {f}",
-    "mask of the {f} in the {x}",
+    "mask of the {f} in the {x}", "CT shows a {size} {f} in the {x}", "stable {f} of the {x}",
+    "{f} of the {x} measuring up to {size}", "follow-up of a {f} in the {x}", "{x} with a {size} {f}",
+    "interval growth of the {f} in the {part} of the {x}", "there is a {size} {f} in the {x}",
+    "biopsy-proven {f} of the {x}", "{size} {f} centred in the {x}",
 )  # fmt: skip
 _ADJECTIVE_TEMPLATES = (
     "{side} {adj} {f}", "{adj} {f} {on_side}", "segment the {side} {adj} {f}", "a {size} {side} {adj} {f}",
@@ -62,9 +74,23 @@ HELD_OUT_TEMPLATES = frozenset(
         "{x} of this patient", "identify the {x} on the images", "{x} is normal in size",
         "{f} located in the {x}", "{f} arising from the {x}",
         "we see a {size} {f} within the {part} of the {x}", "annotate the {x} {f}", "{x} harbouring a {f}",
-        "evaluate the {side} {adj} {f}",
+        "evaluate the {side} {adj} {f}", "incidental {size} {f} in the {x}",
+        "there is a {size} {f} in the {part} of the {x}", "findings suspicious for a {f} of the {x}",
+        "the {x} demonstrates a {size} {f}",
     }
 )  # fmt: skip
+
+# In other languages, around a name that is not bent: German cases would bend it.
+_FOREIGN_TEMPLATES: dict[Language, tuple[str, ...]] = {
+    "de": ("{x}", "{x}", "{x}", "bitte {x} segmentieren", "{x} segmentieren", "{x} bitte", "zeige {x}",
+           "CT: {x}"),
+    "fr": ("{x}", "{x}", "{x}", "segmenter {x}", "montrez {x}", "{x} s'il vous plaît", "{x} sur ce scanner",
+           "masque : {x}"),
+    "es": ("{x}", "{x}", "{x}", "segmentar {x}", "muestra {x}", "{x} por favor", "localizar {x}", "TC: {x}"),
+}  # fmt: skip
+_LANGUAGE_OF_KIND: dict[Kind, Language] = {"German": "de", "French": "fr", "Spanish": "es"}
+# The share of foreign names that are typed without their accents.
+_BARE_RATE = 0.3
 
 _KEYBOARD = {
     letter: row[max(0, at - 1) : at] + row[at + 1 : at + 2]
@@ -81,8 +107,12 @@ def paraphrase(
     random: numpy.random.Generator,
     lexicon: Lexicon | None = None,
     split: Split = "train",
+    foreign: float = 0.0,
 ) -> str:
     """One random way to write a structure, a finding, or a finding in a structure.
+
+    Args:
+        foreign: how often one thing alone is named in German, French or Spanish where it has such a name.
 
     The two splits share no sentence with the same names in it. What is returned always means what was asked:
     a text that `understand` reads as something else is drawn again; a typing error may hide the meaning, not
@@ -92,10 +122,114 @@ def paraphrase(
     if structure is None and finding is None:
         raise PromptError("A paraphrase needs a structure or a finding, got neither.")
     for _ in range(_TRIES):
-        text = _written(structure, finding, random, split)
+        text = None
+        if foreign and random.random() < foreign:
+            text = _foreign(structure, finding, _pick(LANGUAGES, random), random, split)
+        text = text or _written(structure, finding, random, split)
         if text is not None and _means(text, structure, finding, lexicon):
             return _in_some_case(_perhaps_mistyped(text, structure, finding, lexicon, random), random)
     return canonical_name(structure, finding)
+
+
+def paraphrase_of(
+    kind: Kind,
+    structure: Concept | None,
+    finding: Concept | None,
+    random: numpy.random.Generator,
+    lexicon: Lexicon | None = None,
+) -> str | None:
+    """One held-out text of a kind for a structure, a finding or both; None where there is none.
+
+    Its words may have been seen in training, in other sentences; no sentence was with the same words in it.
+    Nothing is drawn again because it is misunderstood.
+    """
+    lexicon = lexicon or default_lexicon()
+    both = structure is not None and finding is not None
+    if kind == "spelling mistake":
+        return _first(lambda: _held_out_slip(structure, finding, random, lexicon))
+    if kind == "report sentence":
+        return _report_sentence(structure, finding, random) if both else None
+    concept = structure or finding
+    if both or concept is None:
+        return None
+    if kind in _LANGUAGE_OF_KIND:
+        language = _LANGUAGE_OF_KIND[kind]
+        known = bool(dict(concept.translated).get(language))
+        return _first(lambda: _foreign(structure, finding, language, random, "test")) if known else None
+    names = _names_of_kind(kind, concept)
+    return _first(lambda: _held_out(structure, _pick(names, random), random)) if names else None
+
+
+def _first(draw: Callable[[], str | None]) -> str | None:
+    """The first draw that gives something; None after many in vain."""
+    return next((text for _ in range(_TRIES) if (text := draw()) is not None), None)
+
+
+def _held_out(structure: Concept | None, name: str, random: numpy.random.Generator) -> str | None:
+    """A name in a sentence, if that is of the held-out split."""
+    template = _template_for_one(structure, random, "test")
+    return template.format(x=name, size=_size(random)) if split_of(template, name) == "test" else None
+
+
+def _held_out_slip(
+    structure: Concept | None, finding: Concept | None, random: numpy.random.Generator, lexicon: Lexicon
+) -> str | None:
+    text = _written(structure, finding, random, "test")
+    mistyped = _mistyped(text, lexicon, random) if text else None
+    return mistyped if mistyped != text else None
+
+
+def _names_of_kind(kind: Kind, concept: Concept) -> Sequence[str]:
+    """The names of one kind, without the canonical one."""
+    side = f"{concept.side} " if concept.side else ""
+    names: Sequence[str] = ()
+    if kind == "word order" and concept.side is not None:
+        names = [name for form in concept.forms for name in word_orders(form, concept.side)]
+    elif kind == "plural":
+        names = [side + plural(form) for form in concept.forms if not form.endswith("s")]
+    elif kind == "British spelling":
+        spelt = ((form, cleaning.british(form)) for form in concept.forms)
+        names = [side + british for form, british in spelt if british != form]
+    elif kind == "Latin" and concept.latin:
+        names = [concept.latin]
+    elif kind == "abbreviation":
+        names = concept.abbreviations
+    elif kind == "lay word":
+        names = concept.lay
+    return [name for name in dict.fromkeys(names) if name != concept.name]
+
+
+def _report_sentence(
+    structure: Concept | None, finding: Concept | None, random: numpy.random.Generator
+) -> str | None:
+    assert structure is not None
+    assert finding is not None
+    template = _pick(sorted(each for each in HELD_OUT_TEMPLATES if "{f}" in each and "{x}" in each), random)
+    names = {"x": _name(structure, random), "f": _name(finding, random)}
+    return template.format(size=_size(random), part=_pick(_PARTS, random), **names)
+
+
+def _foreign(
+    structure: Concept | None,
+    finding: Concept | None,
+    language: Language,
+    random: numpy.random.Generator,
+    split: Split,
+) -> str | None:
+    """A thing by its name in a language, or None where it has none or the sentence is of the other split."""
+    if structure is not None and finding is not None:
+        return None
+    concept = structure or finding
+    assert concept is not None
+    names = dict(concept.translated).get(language, ())
+    if not names:
+        return None
+    template, name = _pick(_FOREIGN_TEMPLATES[language], random), _pick(names, random)
+    if split_of(template, name) != split:
+        return None
+    if random.random() < _BARE_RATE and language != "de":
+        name = languages.without_accents(name)
+    return template.format(x=name)
 
 
 def split_of(template: str, *names: str) -> Split:
@@ -154,7 +288,8 @@ def _name(concept: Concept, random: numpy.random.Generator) -> str:
         return f"{concept.side} {plural(concept.forms[0])}"
     if concept.kind == "finding" and random.random() < 0.1:
         return plural(concept.name)
-    return _pick(variants(concept), random)
+    # Names in other languages come by themselves, and not where an older tower would have to read them.
+    return _pick([name for name in variants(concept) if name not in concept.translations], random)
 
 
 def _size(random: numpy.random.Generator) -> str:

@@ -2,26 +2,39 @@
 
 Two limits, on purpose. Negation is not handled: "no liver lesion" is understood as a liver lesion, because a
 prompt asks for a mask and does not report. And a prompt names one thing: of several structures the longest
-name wins ("head of the fibula" is no head, though), then the one beside the side word, then the first.
+name wins ("head of the fibula" is no head, though), then the one beside the side word, then the first; of
+several findings one that says more than "lesion" or "mass".
 """
 
 from __future__ import annotations
 
 import difflib
 import functools
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from textseg.errors import PromptError
-from textseg.prompts import cleaning
+from textseg.prompts import cleaning, languages
 from textseg.prompts.cleaning import SIDES, Side
+from textseg.prompts.languages import Language
 from textseg.prompts.lexicon import Concept, Kind, Lexicon, default_lexicon
 
 # After these words comes a neighbour, not the thing that is asked for.
 _NEIGHBOUR_WORDS = frozenset(
     ("near", "nearby", "adjacent", "beside", "abutting", "touching", "compressing", "displacing",
-     "neighboring", "neighbouring")
+     "neighboring", "neighbouring", "extending", "invading", "infiltrating", "encasing", "surrounding",
+     "extends", "invades", "infiltrates", "encases", "abuts", "displaces", "compresses", "next", "behind")
 )  # fmt: skip
+
+# What was done or was there before, up to the end of its clause, is not what is asked for.
+_HISTORY = re.compile(
+    r"\b(?:status post|s/p|st\.? ?p\.|history of|h/o|known history of|zustand nach|z\. ?n\.)[^.,;]*[.,;]",
+    re.IGNORECASE,
+)
+# "V. cava", "M. psoas": Latin in German reports.
+_LATIN_LETTERS = {"a": "arteria", "v": "vena", "m": "musculus", "n": "nervus", "gl": "glandula"}
+_LATIN_LETTER = re.compile(r"\b(A|V|M|N|Gl)\. ?([^\W\d_]{3,})", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -92,11 +105,17 @@ def understand(text: str, lexicon: Lexicon | None = None) -> Prompt:
     for contradictory sides and for a side on which the structure does not exist.
     """
     lexicon = lexicon or default_lexicon()
-    words = cleaning.clean(text)
-    spelt = (_spelt(token, lexicon) for token in _split_sides(cleaning.tokens(words), lexicon))
+    without_history = _HISTORY.sub(" ", text)
+    if without_history != text and (prompt := _understood(without_history, lexicon)):
+        return replace(prompt, text=text)
+    words = cleaning.clean(_without_latin_letters(text, lexicon))
+    spoken = lexicon.spoken(words)
+    said = _in_english(cleaning.tokens(words), spoken, text, lexicon)
+    spelt = (_spelt(token, lexicon) for token in _split_sides(said, lexicon))
     tokens = _without_neighbours(lexicon.expand(tuple(spelt)), lexicon)
     side = _side_said(tokens, words, text)
-    matches = _matches(tokens, lexicon)
+    foreign = bool(spoken) or (len(said) == 1 and said[0] in lexicon.also_english)
+    matches = _matches(tokens, lexicon, foreign)
     place = _best_place(matches, tokens, side, lexicon)
     finding = _finding(matches, lexicon)
     _refuse_two_places(matches, tokens, words, text)
@@ -115,20 +134,76 @@ def suggest(text: str, n: int = 3, lexicon: Lexicon | None = None) -> list[str]:
     return [names[near] for near in difflib.get_close_matches(words, names, n=n, cutoff=0.5)]
 
 
-# Sides.
+def _understood(text: str, lexicon: Lexicon) -> Prompt | None:
+    """What a part of a text names, None if that is nothing."""
+    try:
+        prompt = understand(text, lexicon)
+    except PromptError:
+        return None
+    return prompt if prompt.known else None
 
-_BOTH_SIDES = (" left and right ", " right and left ", " left or right ", " right or left ")
+
+# Languages.
+
+
+def _in_english(
+    tokens: tuple[str, ...], spoken: frozenset[Language], text: str, lexicon: Lexicon
+) -> tuple[str, ...]:
+    """The tokens without the articles of the languages that are spoken, and with their letters for sides."""
+    if not spoken:
+        return tokens[1:] if _starts_with_article(tokens, text, lexicon) else tokens
+    dropped = {word for language in spoken for word in languages.FUNCTION_WORDS[language]}
+    sides = {letter: side for language in spoken for letter, side in languages.SIDE_LETTERS[language].items()}
+    read = []
+    for at, token in enumerate(tokens):
+        # A letter before a number is no side: "vertèbre D 12".
+        numbered = any(following.isdigit() for following in tokens[at + 1 : at + 2])
+        if token in sides and not numbered:
+            read.append(sides[token])
+        elif token not in dropped:
+            read.append(token)
+    return tuple(read)
+
+
+def _starts_with_article(tokens: tuple[str, ...], text: str, lexicon: Lexicon) -> bool:
+    """Whether "la" is an article and no left atrium: in small letters before a structure ("la aorta")."""
+    if tokens[:1] != ("la",) or not re.match(r"\s*la\s", text):
+        return False
+    bases = (lexicon.base_of(tokens[1:stop]) for stop in range(2, len(tokens) + 1))
+    return any(base is not None and lexicon.kind_of(base) == "structure" for base in bases)
+
+
+def _without_latin_letters(text: str, lexicon: Lexicon) -> str:
+    """Latin written out before a word of a Latin name: "V. cava" is "vena cava"."""
+
+    def written_out(found: re.Match[str]) -> str:
+        word, following = _LATIN_LETTERS[found[1].lower()], found[2]
+        return f"{word} {following}" if (word, cleaning.token(following)) in lexicon.latin_pairs else found[0]
+
+    return _LATIN_LETTER.sub(written_out, text)
+
+
+# Sides.
 
 
 def _side_said(tokens: tuple[str, ...], words: str, text: str) -> Side | None:
     said: list[Side] = [side for side in SIDES if side in tokens]
     if len(said) < 2:
         return said[0] if said else None
-    if any(pair in f" {words} " for pair in _BOTH_SIDES):
+    if _names_both_sides(words):
         return None
     raise PromptError(
         f"A prompt names one side, got both 'left' and 'right' in {text!r}; write one prompt for each side,"
         " or 'both' for the pair."
+    )
+
+
+def _names_both_sides(words: str) -> bool:
+    """Whether "left and right" stands in the words, in any language."""
+    spoken = [cleaning.side_of(word) or word for word in words.split()]
+    return any(
+        first in SIDES and second in SIDES and between in languages.AND | languages.OR
+        for first, between, second in zip(spoken, spoken[1:], spoken[2:], strict=False)
     )
 
 
@@ -182,13 +257,14 @@ class _Match:
     adjective: bool
 
 
-def _matches(tokens: tuple[str, ...], lexicon: Lexicon) -> list[_Match]:
+def _matches(tokens: tuple[str, ...], lexicon: Lexicon, foreign: bool = False) -> list[_Match]:
     """Names that do not overlap, longest first.
 
-    An adjective ("renal") counts only beside a finding or a general word ("hippocampal body").
+    An adjective ("renal") counts only beside a finding or a general word ("hippocampal body"), and a foreign
+    name that is an English word too only where the text is foreign.
     """
     candidates = sorted(
-        _candidates(tokens, lexicon), key=lambda match: (-match.size, match.adjective, match.start)
+        _candidates(tokens, lexicon, foreign), key=lambda match: (-match.size, match.adjective, match.start)
     )
     chosen: list[_Match] = []
     for match in candidates:
@@ -200,11 +276,13 @@ def _matches(tokens: tuple[str, ...], lexicon: Lexicon) -> list[_Match]:
     return chosen
 
 
-def _candidates(tokens: tuple[str, ...], lexicon: Lexicon) -> Iterator[_Match]:
+def _candidates(tokens: tuple[str, ...], lexicon: Lexicon, foreign: bool) -> Iterator[_Match]:
     places = [place for place, token in enumerate(tokens) if token not in SIDES]
     for first in range(len(places)):
         for last in range(first, min(first + lexicon.longest, len(places))):
             named = tuple(tokens[place] for place in places[first : last + 1])
+            if not foreign and len(named) == 1 and named[0] in lexicon.also_english:
+                continue
             for adjective in (False, True):
                 base = lexicon.base_of(named, adjective)
                 if base is not None:
@@ -230,8 +308,8 @@ def _best_place(
 def _refuse_two_places(matches: list[_Match], tokens: tuple[str, ...], words: str, text: str) -> None:
     """A prompt like "liver and spleen" would lose one of the two."""
     named = sum(match.size for match in matches if match.kind == "structure")
-    only_places = named == sum(token not in SIDES for token in tokens)
-    if len(matches) > 1 and only_places and " and " in words:
+    only_places = named == sum(token not in SIDES and token not in languages.AND for token in tokens)
+    if len(matches) > 1 and only_places and languages.AND.intersection(words.split()):
         first, second = sorted(matches, key=lambda match: match.start)[:2]
         raise PromptError(
             f"A prompt names one structure, got {first.base.replace('_', ' ')!r} and"
@@ -247,7 +325,11 @@ def _distance(match: _Match, place: int) -> int:
 
 def _finding(matches: Iterable[_Match], lexicon: Lexicon) -> Concept | None:
     findings = [match for match in matches if match.kind == "finding"]
-    best = min(findings, key=lambda match: (-match.size, match.start), default=None)
+    best = min(
+        findings,
+        key=lambda match: (match.base in lexicon.general, -match.size, match.start),
+        default=None,
+    )
     return lexicon.with_side(best.base, None) if best else None
 
 
