@@ -9,7 +9,10 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.uid import PositronEmissionTomographyImageStorage
 
@@ -151,7 +154,13 @@ def test_parquet_holds_the_same_table(finished: tuple[Path, list[Entry]]) -> Non
 
 
 def test_pet_is_measured_in_suv_where_its_header_allows(
-    tmp_path: Path, out: Path, jobs_of: Find, here: Here, plain: Settings, write_series: Callable[..., Path]
+    tmp_path: Path,
+    out: Path,
+    jobs_of: Find,
+    here: Here,
+    plain: Settings,
+    write_series: Callable[..., Path],
+    noise: Callable[[int], NDArray[np.int16]],
 ) -> None:
     injected = Dataset()
     injected.RadionuclideTotalDose, injected.RadionuclideHalfLife = "370000000", "6586.2"
@@ -164,12 +173,14 @@ def test_pet_is_measured_in_suv_where_its_header_allows(
     assert run_cohort(jobs_of(tmp_path / "pets"), out, plain, here).done == 2
     rows = summary_rows(out, entries_of(out))
     write_tables(out, rows)
-    (in_suv,) = (row for row in rows if "mean_suv" in row)
-    (in_bqml,) = (row for row in rows if "mean_bqml" in row)
-    for measure in ("mean", "sd", "min", "p10", "median", "p90", "max"):
-        # 74 kg and 370 MBq: SUV 1 is 5 kBq/ml.
-        activity = float(str(in_bqml[f"{measure}_bqml"]))
-        assert in_suv[f"{measure}_suv"] == pytest.approx(activity / 5000, rel=1e-5)
+    # 74 kg and 370 MBq: SUV 1 is 5 kBq/ml.
+    for unit, activity in (("suv", 5000.0), ("bqml", 1.0)):
+        (row,) = (row for row in rows if f"mean_{unit}" in row)
+        mask = np.asarray(nib.load(out / str(row["id"]) / "mask_liver.nii.gz").dataobj) > 0
+        values = noise(1)[mask] / activity
+        expected = {"mean": values.mean(), "sd": values.std(), "min": values.min(), "max": values.max()}
+        expected |= dict(zip(("p10", "median", "p90"), np.percentile(values, (10, 50, 90)), strict=True))
+        assert {name: row[f"{name}_{unit}"] for name in expected} == pytest.approx(expected, rel=1e-5)
     with (out / "summary.csv").open(encoding="utf-8", newline="") as stream:
         assert {"mean_suv", "p90_suv", "mean_bqml"} <= set(next(csv.reader(stream)))
 
