@@ -13,12 +13,14 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from textseg.backend import Backend, BackendChoice
 from textseg.device import Compute, DeviceChoice, choose_compute, deterministic
+from textseg.early_exit import EarlyExit, with_early_exit
 from textseg.embeddings.choice import load_text_encoder
 from textseg.embeddings.encoder import TextEncoder
-from textseg.errors import PlanError, PromptError, ScanError
+from textseg.errors import ModelError, PlanError, PromptError, ScanError
 from textseg.finishing import MaskFinisher, empty_masks, finish_slabs
 from textseg.geometry import Shape
 from textseg.masks import FEWEST_WORKING_VOXELS, fill_holes, largest_component, logit_of
@@ -34,9 +36,18 @@ from textseg.prepare import Prepared, join_channels, prepare
 from textseg.prompts import Prompt, understand
 from textseg.result import NO_MASK, Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import check_voxels, read_scan
-from textseg.sliding import Batches, MaskAnswer, MemoryFacts, segment_windows
+from textseg.sliding import (
+    Batches,
+    MaskAnswer,
+    MemoryFacts,
+    Shortcuts,
+    Wanted,
+    segment_windows,
+    windows_of,
+)
 from textseg.volume import Modality, Volume, guess_modality
-from textseg.windows import place_windows, window_shape
+from textseg.windows import window_shape
+from textseg.zoom import FACTOR, worth_a_look
 
 OneScan = str | Path | Volume
 ScanLike = OneScan | Sequence[OneScan]
@@ -94,9 +105,14 @@ class Segmenter:
             None for what is free. Models of other projects take what they need.
         deterministic: the same masks bit for bit each time, on one machine.
         backend, compile: what runs the image encoder, see `textseg.backend.Backend`.
+        zoom_above: look only where a look at half the resolution gives a logit above this, approximately; see
+            `textseg.zoom`. None to look everywhere.
+        exit_below: give a prompt up in windows whose coarse logits are nowhere above this, approximately; see
+            `textseg.early_exit`. None for never.
 
     Raises:
-        ModelError, DeviceError: see `textseg.errors`.
+        ModelError: there is no such model, or a shortcut was asked of another project's.
+        DeviceError: see `textseg.errors`.
     """
 
     def __init__(
@@ -110,12 +126,20 @@ class Segmenter:
         deterministic: bool = False,
         backend: BackendChoice = "torch",
         compile: bool = False,
+        zoom_above: float | None = None,
+        exit_below: float | None = None,
     ) -> None:
         self.compute = choose_compute(device, threads)
         self.memory, self.deterministic = memory, deterministic
+        self.zoom_above, self.exit_below = zoom_above, exit_below
         self._footprints: dict[tuple[Shape, torch.dtype], Footprint] = {}
         self.model: ModelFolder = find_model(model)
         self._foreign: ForeignModel | None = None
+        if self.model.kind != "textseg" and (zoom_above, exit_below) != (None, None):
+            raise ModelError(
+                f"Zoom and early exit are for textseg's own models, got {self.model.name!r} of "
+                f"{self.model.kind}. Leave them out."
+            )
         if self.model.kind != "textseg" and self.compute.device.type == "cpu":
             # As their own projects compute on processors: faster types move a mask's border here and there.
             self.compute = replace(self.compute, dtype=torch.float32)
@@ -195,6 +219,7 @@ class Segmenter:
             clean_up=clean_up,
             channels=channels,
             memory=answer.memory,
+            shortcuts=answer.shortcuts,
         )
 
     def _own_answer(
@@ -204,38 +229,74 @@ class Segmenter:
         masks = empty_masks(len(understood), volume.geometry)
         presence = np.zeros(len(understood))
         memory: list[MemoryFacts] = []
+        counts: list[tuple[int, ...]] = []
         for spacing_mm, members in self._by_spacing(understood).items():
             progress("preparing", 0, 1)
             prepared = prepare(volume, self.plan, modality, spacing_mm)
             text = self.text.embed([understood[i].canonical for i in members])
-            stage = f"segmenting at {spacing_mm[0]:g} mm"
             batches, facts = self._batches(prepared, len(members))
             memory.append(facts)
+            air = prepared.air if self.plan.windows.skip_air else None
+            wanted = self._wanted(prepared, text, batches, air, progress)
+            network = self._network_for(prepared)
+            if self.exit_below is not None:
+                network = with_early_exit(network, self.network, self.exit_below)
             answer = segment_windows(
-                self._network_for(prepared),
+                network,
                 prepared.image,
                 text,
                 self.plan,
                 self.compute,
-                partial(progress, stage),
+                partial(progress, f"segmenting at {spacing_mm[0]:g} mm"),
                 batches,
-                prepared.air if self.plan.windows.skip_air else None,
+                air,
+                wanted,
             )
             threshold = logit_of(self.plan.masks.threshold)
             finisher = MaskFinisher(masks, members, prepared.geometry, prepared.scan, threshold)
             finish_slabs(answer.slabs(), finisher, beside=self.compute.device.type == "cuda")
             presence[members] = answer.presence.numpy()
+            counts.append(self._counts(prepared, len(members), wanted, network))
         for index in np.flatnonzero(presence < self.plan.masks.presence):
             # Known only when the last window was looked at.
             masks.clear(int(index))
         asked = tuple(prompt.canonical for prompt in understood)
         largest = max(memory, key=lambda facts: facts.predicted_peak_bytes)
-        return MaskAnswer(masks, presence, asked, largest)
+        return MaskAnswer(masks, presence, asked, largest, self._shortcuts(counts))
+
+    def _wanted(
+        self, prepared: Prepared, text: Tensor, batches: Batches, air: float | None, progress: Progress
+    ) -> Wanted | None:
+        """Which windows are to be looked at for which prompts, where a coarse look tells."""
+        if self.zoom_above is None:
+            return None
+        looking = partial(progress, f"looking at {FACTOR * prepared.geometry.spacing_mm[0]:g} mm")
+        # By the network as it is: another backend's may know windows of one size only.
+        network, plan = self.network, self.plan
+        return worth_a_look(
+            network, prepared.image, text, plan, self.compute, looking, batches, air, above=self.zoom_above
+        )
+
+    def _counts(
+        self, prepared: Prepared, prompts: int, wanted: Wanted | None, network: PromptableNetwork
+    ) -> tuple[int, ...]:
+        """Windows, those that were looked at, pairs of a window and a prompt, and those that were decoded."""
+        windows = len(windows_of(prepared.geometry.shape, self.plan))
+        looked = windows if wanted is None else int(wanted.any(axis=1).sum())
+        decoded = windows * prompts if wanted is None else int(wanted.sum())
+        given_up = network.given_up if isinstance(network, EarlyExit) else 0
+        return windows, looked, windows * prompts, decoded - given_up
+
+    def _shortcuts(self, counts: Sequence[tuple[int, ...]]) -> Shortcuts | None:
+        if self.zoom_above is None and self.exit_below is None:
+            return None
+        windows, looked, pairs, decoded = (sum(each) for each in zip(*counts, strict=True))
+        return Shortcuts(self.zoom_above, self.exit_below, looked / windows, decoded / pairs)
 
     def _network_for(self, prepared: Prepared) -> PromptableNetwork:
         shape = prepared.geometry.shape
+        windows = len(windows_of(shape, self.plan))
         window = window_shape(shape, self.plan)
-        windows = len(place_windows(shape, window, self.plan.windows.overlap))
         return self._backend.network_for(window, len(self.plan.channels), windows) or self.network
 
     def _batches(self, prepared: Prepared, prompts: int) -> tuple[Batches, MemoryFacts]:

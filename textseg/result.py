@@ -26,7 +26,7 @@ from textseg.prompts import Prompt
 from textseg.report.preview import render_preview
 from textseg.scan import write_label_map, write_mask
 from textseg.sides import SideCheck
-from textseg.sliding import MemoryFacts
+from textseg.sliding import MemoryFacts, Shortcuts
 from textseg.version import __version__
 from textseg.volume import Modality, Volume
 
@@ -81,8 +81,9 @@ class Segmentation:
 
     Masks may be packed: they read like an array, and `masks[0]` unpacks one of them. The scan is `volume`; of
     several channels it has the first one's grid, and `channels` tells where each of them came from. `memory`
-    is what the peak was predicted to be, where that can be told. `sides` are the checks against the mirrored
-    scan, one a prompt, where they were made (`textseg.sides.check_sides`).
+    is what the peak was predicted to be, where that can be told; `shortcuts` are those that were taken.
+    `sides` are the checks against the mirrored scan, one a prompt, where they were made
+    (`textseg.sides.check_sides`).
     """
 
     masks: NDArray[np.bool_] | PackedMasks
@@ -96,6 +97,7 @@ class Segmentation:
     clean_up: bool = False
     channels: tuple[ChannelSource, ...] = ()
     memory: MemoryFacts | None = None
+    shortcuts: Shortcuts | None = None
     sides: tuple[SideCheck, ...] = ()
 
     @property
@@ -194,6 +196,7 @@ class Segmentation:
             "seconds": round(self.seconds, 3),
             "device": self.compute,
             "memory": self.memory.as_json() if self.memory else None,
+            "shortcuts": self.shortcuts.as_json() if self.shortcuts else None,
             "scan": _scan_facts(self.volume, self.modality, self.modality_from) | self._channel_facts(),
             "model": {
                 "name": self.model.name,

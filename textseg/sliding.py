@@ -26,6 +26,7 @@ from textseg.windows import blend_weights, place_windows, window_shape
 
 Progress = Callable[[int, int], None]
 Result = TypeVar("Result")
+Wanted = NDArray[np.bool_]
 # Prompts that are decoded together; more only cost memory, since each prompt's part is thin.
 PROMPTS_AT_ONCE = 8
 
@@ -62,6 +63,25 @@ class MemoryFacts:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class Shortcuts:
+    """For the record: what was left out of looking at every window for every prompt, which is approximate.
+
+    zoom_above, exit_below: the logits that decided, see `textseg.zoom` and `textseg.early_exit`; None where
+    the shortcut was not asked for.
+    windows: of all windows the share that was looked at at the working spacing.
+    prompts: of all pairs of a window and a prompt those that were decoded at every scale.
+    """
+
+    zoom_above: float | None
+    exit_below: float | None
+    windows: float
+    prompts: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """logits (prompts, x, y, z) float32 on the image's grid and presence (prompts,) in 0 to 1."""
@@ -77,12 +97,14 @@ class Answer:
 @dataclass(frozen=True, eq=False)
 class MaskAnswer:
     """What a model says of a scan: masks (prompts, x, y, z) bool on the scan's own grid, presence (prompts,)
-    in 0 to 1, the words that the network was asked for each prompt, and what memory was predicted."""
+    in 0 to 1, the words that the network was asked for each prompt, what memory was predicted, and the
+    shortcuts that were taken."""
 
     masks: NDArray[np.bool_] | PackedMasks
     presence: NDArray[np.float64]
     asked: tuple[str, ...]
     memory: MemoryFacts | None = None
+    shortcuts: Shortcuts | None = None
 
 
 def segment_windows(
@@ -94,6 +116,7 @@ def segment_windows(
     progress: Progress = lambda done, of: None,
     batches: Batches | None = None,
     air: float | None = None,
+    wanted: Wanted | None = None,
 ) -> WindowRun:
     """Logits of every prompt over a whole image: each window is encoded once and decoded for all prompts.
 
@@ -108,6 +131,9 @@ def segment_windows(
         batches: None for one window and a few prompts at a time.
         air: windows whose first channel is nowhere above this are not looked at and hold nothing; None looks
             at all.
+        wanted: (windows, prompts) for `windows_of` the image: which prompts a window is looked at for, and it
+            holds nothing of the others. Windows that are computed together are looked at for what one of them
+            is. None for all.
     """
     shape = _shape(image)
     window = window_shape(shape, plan)
@@ -115,14 +141,20 @@ def segment_windows(
         network,
         _padded(image, window),
         text,
-        place_windows(shape, window, plan.windows.overlap),
+        windows_of(shape, plan),
         blend_weights(window, plan.windows),
         compute,
         Box((0, 0, 0), shape),
         progress,
         batches or Batches(),
         air,
+        wanted,
     )
+
+
+def windows_of(shape: Shape, plan: Plan) -> list[Box]:
+    """The windows that an image (x, y, z) is looked at in, in their order."""
+    return place_windows(shape, window_shape(shape, plan), plan.windows.overlap)
 
 
 class WindowRun:
@@ -137,7 +169,7 @@ class WindowRun:
         boxes: the windows, x slowest.
         tables: how much a window's voxels count along x, y and z.
         whole: the part of the image that slabs are of.
-        progress, batches, air: as for `segment_windows`.
+        progress, batches, air, wanted: as for `segment_windows`.
     """
 
     def __init__(
@@ -152,12 +184,14 @@ class WindowRun:
         progress: Progress,
         batches: Batches,
         air: float | None = None,
+        wanted: Wanted | None = None,
     ) -> None:
         self.batches = batches
         self._network, self._image, self._compute = network, image, compute
         self._text = text.to(compute.device)
         self._boxes, self._tables, self._whole = boxes, tables, whole
         self._progress, self._air = progress, air
+        self._wanted = None if wanted is None else dict(zip(boxes, wanted, strict=True))
         self._presence = torch.zeros(len(text), device=compute.device)
         self._done = 0
         self._is_through = False
@@ -208,7 +242,7 @@ class WindowRun:
 
     def _pass(self, prompts: range, blender: SlabBlender) -> Iterator[Slab]:
         rows = rows_of(self._boxes, int(self._image.shape[1]))
-        with closing(ahead(self._load([row for _, _, row in rows]))) as loaded:
+        with closing(ahead(self._load([row for _, _, row in rows], prompts))) as loaded:
             for start, stop, row in rows:
                 if start > 0:
                     blender.move_to(start)
@@ -216,7 +250,7 @@ class WindowRun:
                 while seen < len(row):
                     boxes, images = next(loaded)
                     if images is None:
-                        self._skip(boxes, prompts, blender)
+                        self._fill(boxes, prompts, prompts, blender)
                     else:
                         self._look(boxes, images, prompts, blender)
                     seen += len(boxes)
@@ -225,12 +259,17 @@ class WindowRun:
                 if slab is not None:
                     yield slab
 
-    def _load(self, rows: Sequence[Sequence[Box]]) -> Iterator[tuple[list[Box], Tensor | None]]:
-        """Windows in their order, some at a time: where they lie, and (windows, channels, x, y, z)."""
+    def _load(
+        self, rows: Sequence[Sequence[Box]], prompts: range
+    ) -> Iterator[tuple[list[Box], Tensor | None]]:
+        """Windows in their order, some at a time: where they lie, and (windows, channels, x, y, z).
+
+        There is no image of a window that need not be looked at.
+        """
         for row in rows:
             waiting: list[Box] = []
             for box in row:
-                if self._is_air(box):
+                if self._is_air(box) or not self._wanted_in([box], prompts):
                     if waiting:
                         yield waiting, self._cropped(waiting)
                     yield [box], None
@@ -243,6 +282,13 @@ class WindowRun:
             if waiting:
                 yield waiting, self._cropped(waiting)
 
+    def _wanted_in(self, boxes: Sequence[Box], prompts: range) -> list[int]:
+        """Which of the prompts are looked for in one of these windows."""
+        wanted = self._wanted
+        if wanted is None:
+            return list(prompts)
+        return [prompt for prompt in prompts if any(wanted[box][prompt] for box in boxes)]
+
     def _is_air(self, box: Box) -> bool:
         return self._air is not None and float(self._image[0][box.slices].amax()) <= self._air
 
@@ -252,16 +298,18 @@ class WindowRun:
 
     def _look(self, boxes: list[Box], images: Tensor, prompts: range, blender: SlabBlender) -> None:
         """Encode windows, decode prompts over them and add what they say, in parts that fit into memory."""
-        waiting = [(boxes, images, prompts.start)]
+        wanted = self._wanted_in(boxes, prompts)
+        self._fill(boxes, sorted(set(prompts) - set(wanted)), prompts, blender)
+        waiting = [(boxes, images, wanted)]
         while waiting:
-            boxes, images, first = waiting.pop()
+            boxes, images, left = waiting.pop()
             features = _tried(partial(self._encode, images))
-            while features is not None and first < prompts.stop:
-                several = range(first, min(first + self.batches.prompts, prompts.stop))
+            while features is not None and left:
+                several = left[: self.batches.prompts]
                 decoded = _tried(partial(self._decode, features, several))
                 if decoded is not None:
                     self._add(boxes, *decoded, several, prompts, blender)
-                    first = several.stop
+                    left = left[len(several) :]
                 elif len(several) > 1:
                     self.batches = replace(self.batches, prompts=len(several) // 2)
                 else:
@@ -271,19 +319,19 @@ class WindowRun:
             if len(boxes) > 1:
                 half = len(boxes) // 2
                 self.batches = replace(self.batches, windows=half)
-                waiting += [(boxes[half:], images[half:], first), (boxes[:half], images[:half], first)]
+                waiting += [(boxes[half:], images[half:], left), (boxes[:half], images[:half], left)]
             else:
                 self._sum_on_cpu(blender, "one window and one prompt")
-                waiting.append((boxes, images, first))
+                waiting.append((boxes, images, left))
 
     def _encode(self, images: Tensor) -> Features:
         with self._compute.autocast(), quick_layers(self._compute):
             return self._network.encode(images)
 
-    def _decode(self, features: Features, prompts: range) -> tuple[Tensor, Tensor]:
+    def _decode(self, features: Features, prompts: list[int]) -> tuple[Tensor, Tensor]:
         """Logits (windows, prompts, x, y, z) and presence (windows, prompts)."""
         with self._compute.autocast(), quick_layers(self._compute):
-            decoded = self._network.decode(features, self._text[prompts.start : prompts.stop])
+            decoded = self._network.decode(features, self._text[prompts])
         return decoded.logits[0], decoded.presence.float().sigmoid()
 
     def _add(
@@ -291,28 +339,33 @@ class WindowRun:
         boxes: Sequence[Box],
         logits: Tensor,
         presence: Tensor,
-        several: range,
+        several: list[int],
         prompts: range,
         blender: SlabBlender,
     ) -> None:
-        here = self._presence[several.start : several.stop]
-        here.copy_(torch.maximum(here, presence.amax(dim=0)))
-        for box, window in zip(boxes, logits, strict=True):
-            add = partial(self._added, blender, box, window, several.start - prompts.start)
-            while _tried(add) is None:
-                self._sum_on_cpu(blender, "adding one window up")
+        self._presence[several] = torch.maximum(self._presence[several], presence.amax(dim=0))
+        for run in _runs(several):
+            first = several.index(run.start)
+            for box, window in zip(boxes, logits[:, first : first + len(run)], strict=True):
+                add = partial(self._added, blender, box, window, run.start - prompts.start)
+                while _tried(add) is None:
+                    self._sum_on_cpu(blender, "adding one window up")
 
     @staticmethod
     def _added(blender: SlabBlender, box: Box, logits: Tensor, first: int) -> bool:
         blender.add(box, logits, first)
         return True
 
-    def _skip(self, boxes: Sequence[Box], prompts: range, blender: SlabBlender) -> None:
-        """Windows of nothing but air: no prompt is there."""
+    def _fill(
+        self, boxes: Sequence[Box], absent: Sequence[int], prompts: range, blender: SlabBlender
+    ) -> None:
+        """Windows that some prompts are not looked for in, such as those of air: they are not there."""
+        if not absent:
+            return
         nothing = torch.full((1, *boxes[0].shape), OUTSIDE_LOGIT, device=blender.sums.device)
         for box in boxes:
-            for prompt in range(len(prompts)):
-                blender.add(box, nothing, prompt)
+            for prompt in absent:
+                blender.add(box, nothing, prompt - prompts.start)
 
     def _sum_on_cpu(self, blender: SlabBlender, what: str) -> None:
         if blender.sums.device.type == "cpu":
@@ -347,6 +400,17 @@ def _tried(function: Callable[[], Result]) -> Result | None:
     # Here the error is gone, and with it what its traceback held on to.
     forget_freed()
     return None
+
+
+def _runs(numbers: Sequence[int]) -> list[range]:
+    """Ascending numbers as ranges of those that follow each other."""
+    runs: list[range] = []
+    for number in numbers:
+        if runs and runs[-1].stop == number:
+            runs[-1] = range(runs[-1].start, number + 1)
+        else:
+            runs.append(range(number, number + 1))
+    return runs
 
 
 def _too_little(compute: Compute, what: str) -> NotEnoughMemoryError:

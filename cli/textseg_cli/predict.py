@@ -109,6 +109,24 @@ def predict(
             rich_help_panel=HOW,
         ),
     ] = BackendName.AUTO,
+    zoom: Annotated[
+        bool,
+        typer.Option(
+            "--zoom",
+            help="Look only where a look at half the resolution sees something: quicker for few prompts, may "
+            "miss what is small.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
+    early_exit: Annotated[
+        bool,
+        typer.Option(
+            "--early-exit",
+            help="Give a prompt up where the network's coarse scales deny it: quicker for many prompts, may "
+            "miss what is small.",
+            rich_help_panel=HOW,
+        ),
+    ] = False,
     clean_up: Annotated[
         bool,
         typer.Option(
@@ -201,6 +219,8 @@ def predict(
             screen.warning(warning)
         to.check_names(scans[0], texts)
         progress("loading the model", 0, 1)
+        from textseg import early_exit as exits
+        from textseg import zoom as zooms
         from textseg.inference import Segmenter
 
         segmenter = Segmenter(
@@ -210,6 +230,8 @@ def predict(
             memory=budget,
             deterministic=deterministic,
             backend=backend.value,
+            zoom_above=zooms.ABOVE if zoom else None,
+            exit_below=exits.BELOW if early_exit else None,
         )
         segmentation = segmenter(scans, texts, modality=kind, clean_up=clean_up, progress=progress)
         if sides:

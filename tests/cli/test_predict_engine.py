@@ -1,4 +1,4 @@
-"""`textseg predict`: memory, determinism and the backend."""
+"""`textseg predict`: memory, determinism, the backend and shortcuts."""
 
 from __future__ import annotations
 
@@ -31,3 +31,19 @@ def test_memory_that_is_none_or_too_little_is_refused(
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
     assert folder_of() == []
+
+
+@pytest.mark.parametrize(("options", "used"), [((), (False, False)), (("--zoom",), (True, False))], ids=str)
+def test_the_record_tells_which_shortcuts_were_taken(
+    options: tuple[str, ...], used: tuple[bool, bool], predict: Run, out: Path
+) -> None:
+    result = predict("liver", *options, "--write-empty")
+    assert result.exit_code in (0, 3), result.output
+    (path,) = out.glob("*_record.json")
+    taken = json.loads(path.read_text(encoding="utf-8"))["shortcuts"]
+    if not any(used):
+        assert taken is None
+        return
+    assert (taken["zoom_above"] is not None, taken["exit_below"] is not None) == used
+    assert 0 <= taken["windows"] <= 1
+    assert 0 <= taken["prompts"] <= 1

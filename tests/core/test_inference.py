@@ -417,3 +417,21 @@ def test_deterministic_runs_agree_to_the_last_bit(model, volume):
     assert np.array_equal(one.masks, other.masks)
     assert one.presence.tobytes() == other.presence.tobytes()
     assert torch.are_deterministic_algorithms_enabled() == before
+
+
+def test_shortcuts_leave_out_what_they_say_and_are_told(model, volume):
+    exact = Segmenter(model, device="cpu")(volume, ["liver", "spleen"])
+    assert exact.shortcuts is None
+    quick = Segmenter(model, device="cpu", zoom_above=-1e9, exit_below=-1e9)(volume, ["liver", "spleen"])
+    # Nothing is below that: so nothing is left out.
+    assert (quick.shortcuts.windows, quick.shortcuts.prompts) == (1.0, 1.0)
+    assert np.mean(np.asarray(quick.masks) != np.asarray(exact.masks)) < 1e-4
+    nothing = Segmenter(model, device="cpu", exit_below=1e9)(volume, ["liver", "spleen"])
+    assert (nothing.shortcuts.windows, nothing.shortcuts.prompts) == (1.0, 0.0)
+    assert nothing.record()["shortcuts"] == {
+        "zoom_above": None,
+        "exit_below": 1e9,
+        "windows": 1.0,
+        "prompts": 0.0,
+    }
+    assert np.asarray(exact.masks).any()
