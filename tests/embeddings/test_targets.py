@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from textseg.embeddings.encoder import embed_many
-from textseg.embeddings.targets import HIGHEST_KEPT_COSINE, KeptTargets, Place, Targets, places
+from textseg.embeddings.targets import KeptVectors, Place, Targets, places
 from textseg.prompts import Lexicon, default_lexicon
 
 WIDTH = 256
@@ -97,38 +98,31 @@ class LeaningEncoder:
         return vectors
 
 
-def test_kept_targets_turn_what_is_too_near_and_nothing_else(small_lexicon: Lexicon) -> None:
-    everywhere = list(places(small_lexicon))
-    encoder = LeaningEncoder()
-    kept = KeptTargets(everywhere, small_lexicon.findings(), encoder)
-    words = [place.words(None) for place in everywhere]
-    organs = embed_many(encoder, words)
-    before = embed_many(encoder, [place.words(small_lexicon.findings()[0]) for place in everywhere])
-    tumors = kept.with_findings([0])[:, 0]
-    left, right, liver = (words.index(name) for name in ("left kidney", "right kidney", "liver"))
-    assert torch.equal(kept.alone(), organs)
-    assert cosine(before[liver], organs[liver]) > 0.7
-    assert cosine(tumors[liver], organs[liver]) == pytest.approx(HIGHEST_KEPT_COSINE, abs=2e-3)
-    assert cosine(tumors[left], tumors[right]) <= HIGHEST_KEPT_COSINE + 2e-3
-    assert cosine(tumors[liver], before[liver]) > 0.95
+@pytest.fixture
+def kept(small_lexicon: Lexicon) -> KeptVectors:
+    return KeptVectors(list(places(small_lexicon)), small_lexicon.findings(), LeaningEncoder())
 
 
-def test_kept_targets_that_are_apart_stay_where_they_are(small_lexicon: Lexicon) -> None:
-    everywhere, findings = list(places(small_lexicon)), small_lexicon.findings()
-    ours = Targets(everywhere, findings, WIDTH)
+def test_kept_vectors_are_those_of_the_encoder(kept: KeptVectors, small_lexicon: Lexicon) -> None:
+    words = [place.words(None) for place in places(small_lexicon)]
+    assert torch.equal(kept.alone(), embed_many(LeaningEncoder(), words))
 
-    class OnTarget:
-        name = "on-target-1"
-        width = WIDTH
 
-        def embed(self, texts: Sequence[str]) -> Tensor:
-            known = {
-                place.words(None): vector for place, vector in zip(everywhere, ours.alone(), strict=True)
-            }
-            for column, finding in enumerate(findings):
-                vectors = ours.with_findings([column])[:, 0]
-                known |= {place.words(finding): each for place, each in zip(everywhere, vectors, strict=True)}
-            return torch.stack([known[text] for text in texts])
+def test_a_finding_is_told_from_itself_on_the_other_side(kept: KeptVectors, small_lexicon: Lexicon) -> None:
+    names = [place.words(None) for place in places(small_lexicon)]
+    findings = [finding.name for finding in small_lexicon.findings()]
+    meant = [
+        (names.index("left kidney"), findings.index("tumor")),
+        (names.index("liver"), findings.index("cyst")),
+    ]
+    words, vectors = kept.findings_around([*meant, *meant])
+    assert words == ["left kidney tumor", "right kidney tumor", "liver cyst"]
+    torch.testing.assert_close(vectors, embed_many(LeaningEncoder(), words))
 
-    kept = KeptTargets(everywhere, findings, OnTarget())
-    torch.testing.assert_close(kept.with_findings([0, 1]), ours.with_findings([0, 1]), atol=1e-3, rtol=0)
+
+def test_everything_is_drawn_to_be_held(kept: KeptVectors, small_lexicon: Lexicon) -> None:
+    words, vectors = kept.draw(400, np.random.default_rng(0))
+    torch.testing.assert_close(vectors, embed_many(LeaningEncoder(), words))
+    assert set(small_lexicon.names()) <= set(words)
+    assert {"left liver", "left kidney tumor", "right liver cyst", "left cyst"} <= set(words)
+    assert 0.3 < sum(any(name in text for name in ("tumor", "cyst")) for text in words) / 400 < 0.8

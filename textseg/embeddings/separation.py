@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ CHUNK = 256
 
 
 def measure_separation(
-    encoder: TextEncoder, lexicon: Lexicon, seed: int, texts: int = 3000
+    canonical: CanonicalVectors, lexicon: Lexicon, seed: int, texts: int = 3000
 ) -> dict[str, float]:
     """Figures on the canonical words of everything there is, and on that many held-out paraphrases.
 
@@ -28,7 +28,6 @@ def measure_separation(
     its canonical words, of left and right of one thing, of a structure and a finding in it, of different
     structures. "raw" is the text as it is typed, "understood" the words that the lexicon makes of it.
     """
-    canonical = CanonicalVectors(encoder, lexicon)
     random = np.random.default_rng(seed)
     drawn = canonical.draw(random, texts)
     raw = [paraphrase(*thing, random, lexicon, split="test") for thing in drawn]
@@ -43,14 +42,14 @@ class CanonicalVectors:
     """The vectors of the canonical words of everything there is; things with the same words are one thing."""
 
     def __init__(self, encoder: TextEncoder, lexicon: Lexicon) -> None:
-        self._encoder = encoder
+        self.encoder = encoder
         self._lexicon = lexicon
         structures: list[Concept | None] = [*lexicon.structures(), None]
         findings: list[Concept | None] = [None, *lexicon.findings()]
         self._things: list[Thing] = [(one, other) for one in structures for other in findings if one or other]
         words = dict.fromkeys(canonical_name(*thing) for thing in self._things)
         self.rows = {name: row for row, name in enumerate(words)}
-        self._vectors = embed_many(encoder, list(self.rows))
+        self.vectors = embed_many(encoder, list(self.rows))
 
     def draw(self, random: np.random.Generator, count: int) -> list[Thing]:
         """Structures alone for one half, findings alone or in a structure for the other."""
@@ -58,17 +57,21 @@ class CanonicalVectors:
         found = [thing for thing in self._things if thing[1] is not None]
         return [pool[random.integers(len(pool))] for pool in (alone, found) for _ in range(count // 2)]
 
+    def concepts(self) -> Iterator[Thing]:
+        """Every structure and every finding by itself."""
+        return (thing for thing in self._things if thing[0] is None or thing[1] is None)
+
     def figures_of(self, texts: Sequence[str], things: Sequence[Thing]) -> dict[str, float]:
         """How well the vectors of texts agree with those of the things that they mean."""
-        vectors = embed_many(self._encoder, texts)
-        meant = torch.tensor([self._row(thing) for thing in things])
-        cosines = _cosines(vectors, self._vectors[meant])
-        nearest = torch.cat([(part @ self._vectors.T).argmax(dim=1) for part in torch.split(vectors, CHUNK)])
-        sided = [place for place, thing in enumerate(things) if self._mirrored(thing)]
-        others = [self._row(other) for thing in things if (other := self._mirrored(thing))]
+        vectors = embed_many(self.encoder, texts)
+        meant = torch.tensor([self.row(thing) for thing in things])
+        cosines = _cosines(vectors, self.vectors[meant])
+        nearest = torch.cat([(part @ self.vectors.T).argmax(dim=1) for part in torch.split(vectors, CHUNK)])
+        sided = [place for place, thing in enumerate(things) if self.mirrored(thing)]
+        others = [self.row(other) for thing in things if (other := self.mirrored(thing))]
         return {
             "right thing first": _fraction(nearest == meant),
-            "right side": _fraction(cosines[sided] > _cosines(vectors[sided], self._vectors[others])),
+            "right side": _fraction(cosines[sided] > _cosines(vectors[sided], self.vectors[others])),
             "cosine to canonical words, mean": _rounded(cosines.mean()),
             "cosine to canonical words, 5th percentile": _rounded(cosines.quantile(0.05)),
         }
@@ -76,7 +79,7 @@ class CanonicalVectors:
     def cosines_between(self) -> dict[str, float]:
         """Mean and highest cosine of the pairs that must be told apart."""
         groups = {
-            "left and right": self._pairs((thing, self._mirrored(thing)) for thing in self._things),
+            "left and right": self._pairs((thing, self.mirrored(thing)) for thing in self._things),
             "structure and finding in it": self._pairs(
                 (thing, (thing[0], None)) for thing in self._things if thing[0] and thing[1]
             ),
@@ -89,21 +92,22 @@ class CanonicalVectors:
         return figures
 
     def _pairs(self, pairs: Iterable[tuple[Thing, Thing | None]]) -> Tensor:
-        rows = [(self._row(one), self._row(other)) for one, other in pairs if other]
+        rows = [(self.row(one), self.row(other)) for one, other in pairs if other]
         ones, others = torch.tensor(rows).T
-        return _cosines(self._vectors[ones], self._vectors[others])
+        return _cosines(self.vectors[ones], self.vectors[others])
 
     def _different_structures(self) -> Tensor:
         structures = self._lexicon.structures()
-        vectors = self._vectors[[self._row((structure, None)) for structure in structures]]
+        vectors = self.vectors[[self.row((structure, None)) for structure in structures]]
         bases = {base: place for place, base in enumerate({structure.base: None for structure in structures})}
         places = torch.tensor([bases[structure.base] for structure in structures])
         return (vectors @ vectors.T)[places[:, None] != places]
 
-    def _row(self, thing: Thing) -> int:
+    def row(self, thing: Thing) -> int:
+        """Which row of `vectors` is that of a thing."""
         return self.rows[canonical_name(*thing)]
 
-    def _mirrored(self, thing: Thing) -> Thing | None:
+    def mirrored(self, thing: Thing) -> Thing | None:
         """The same on the other side; None for what has no side, or no other."""
         structure, finding = thing
         if structure is None or structure.side is None:

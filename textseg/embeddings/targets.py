@@ -5,8 +5,8 @@ angles are designed, not hoped for: left and right of one structure, and an orga
 cosine of about one half. A structure with a finding that no training text put together still has its target.
 
 Image networks are trained on the vectors that a tower gives, which lie near the targets, not on them. So a
-tower that is trained again for such networks takes the vectors of the one before as its targets:
-`KeptTargets`.
+tower that is trained again for such networks takes the vectors of the one before as its targets, as they are:
+`KeptVectors`.
 """
 
 from __future__ import annotations
@@ -35,9 +35,6 @@ FINDING = 0.40
 
 # Of a place's squared length, what it shares with its group: the structures of one group lie a little closer.
 GROUP_SHARE = 0.15
-
-# No kept vector of a finding may be nearer than this to its organ or to itself on the other side.
-HIGHEST_KEPT_COSINE = 0.56
 
 
 @dataclass(frozen=True)
@@ -119,55 +116,52 @@ class Targets:
         return values / float(np.linalg.norm(values))
 
 
-class KeptTargets:
-    """The vectors that an encoder gives the canonical words of all places and findings in them.
+class KeptVectors:
+    """The vectors that an earlier encoder gives the canonical words of places and of findings in them.
 
-    A finding that lies too near its organ, or on one side too near to itself on the other, is turned away
-    from it by as little as it takes, some degrees.
+    There are more than a hundred thousand: what a step does not need is not computed.
     """
 
     def __init__(self, places: Sequence[Place], findings: Sequence[Concept], encoder: TextEncoder) -> None:
-        self._alone = embed_many(encoder, [place.words(None) for place in places])
+        self._places, self._findings, self._encoder = places, findings, encoder
+        self._names = [place.words(None) for place in places]
+        self._alone = embed_many(encoder, self._names)
         self._others = _rows_of_other_sides(places)
-        # Half the bytes: with all findings this is the largest table of the training.
-        self._with_findings = torch.stack(
-            [
-                self._column(embed_many(encoder, [place.words(each) for place in places])).half()
-                for each in findings
-            ]
-        )
 
     def alone(self) -> Tensor:
         """Unit vectors (places, width), float32: the places themselves."""
         return self._alone
 
-    def with_findings(self, chosen: Sequence[int]) -> Tensor:
-        """Unit vectors (places, chosen, width), float32: every place with each of the chosen findings."""
-        return F.normalize(self._with_findings[list(chosen)].float(), dim=-1).transpose(0, 1)
+    def findings_around(self, meant: Sequence[tuple[int, int]]) -> tuple[list[str], Tensor]:
+        """Words, and unit vectors (words, width), of findings in places, and of the same on the other side.
 
-    def _column(self, vectors: Tensor) -> Tensor:
-        vectors = _turned_away(vectors, self._alone, HIGHEST_KEPT_COSINE)
-        middles = F.normalize(vectors + vectors[self._others], dim=-1)
-        # Of two vectors with a cosine c, each has the cosine sqrt((1 + c) / 2) with their middle.
-        apart = _turned_away(vectors, middles, math.sqrt((1 + HIGHEST_KEPT_COSINE) / 2))
-        sided = self._others != torch.arange(len(self._others))
-        return torch.where(sided[:, None], apart, vectors)
+        Args:
+            meant: rows of places and columns of findings.
+        """
+        both = [(each, column) for row, column in meant for each in (row, self._others[row])]
+        words = list(dict.fromkeys(self._places[row].words(self._findings[column]) for row, column in both))
+        return words, embed_many(self._encoder, words)
+
+    def draw(self, count: int, random: np.random.Generator) -> tuple[list[str], Tensor]:
+        """Canonical words with their vectors (count, width), half of them findings in places."""
+        anywhere = next(row for row, place in enumerate(self._places) if place == Place(None, None))
+        words = []
+        for at in range(count):
+            row = int(random.integers(len(self._places) + len(self._findings)))
+            finding = None
+            if row >= len(self._places):
+                row, finding = anywhere, self._findings[row - len(self._places)]
+            elif at % 2 or row == anywhere:
+                finding = self._findings[int(random.integers(len(self._findings)))]
+            words.append(self._places[row].words(finding))
+        return words, embed_many(self._encoder, words)
 
 
-def _rows_of_other_sides(places: Sequence[Place]) -> Tensor:
+def _rows_of_other_sides(places: Sequence[Place]) -> list[int]:
     """For each place the row of the same place on the other side, or its own."""
     rows = {(place.structure and place.structure.base, place.side): row for row, place in enumerate(places)}
     other: dict[Side | None, Side | None] = {"left": "right", "right": "left", None: None}
-    return torch.tensor(
-        [
-            rows.get((place.structure and place.structure.base, other[place.side]), row)
-            for row, place in enumerate(places)
-        ]
-    )
-
-
-def _turned_away(vectors: Tensor, others: Tensor, highest: float) -> Tensor:
-    """Unit vectors, turned away from `others` where their cosine is above the highest one allowed."""
-    cosines = (vectors * others).sum(dim=-1, keepdim=True)
-    share = cosines - highest * ((1 - cosines**2).clamp(min=0) / (1 - highest**2)).sqrt()
-    return F.normalize(vectors - share.clamp(min=0) * others, dim=-1)
+    return [
+        rows.get((place.structure and place.structure.base, other[place.side]), row)
+        for row, place in enumerate(places)
+    ]

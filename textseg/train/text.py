@@ -7,14 +7,15 @@ the other side, the same structure with and without the finding, the neighbourin
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,14 +28,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from textseg.atomic import write_bytes
-from textseg.embeddings.encoder import OwnTextEncoder, TextEncoder, load_own_encoder
-from textseg.embeddings.separation import measure_separation
-from textseg.embeddings.targets import KeptTargets, Place, Targets, places
+from textseg.embeddings.encoder import OwnTextEncoder, TextEncoder, embed_many, load_own_encoder
+from textseg.embeddings.retrieval import measure_kinds
+from textseg.embeddings.separation import CanonicalVectors, measure_separation
+from textseg.embeddings.targets import KeptVectors, Place, Targets, places
 from textseg.embeddings.text_plan import TextPlan
 from textseg.embeddings.tower import TextTower, save_tower
 from textseg.embeddings.vocabulary import build_vocabulary, encode, save_vocabulary
 from textseg.plan import read_plan
-from textseg.prompts import Lexicon, clean, default_lexicon, paraphrase, understand
+from textseg.prompts import Lexicon, canonical_name, clean, default_lexicon, paraphrase, understand
 
 REPORT_FILE = "text_report.json"
 
@@ -57,6 +59,7 @@ class TextRecipe:
             alone, is what a text is told apart from.
         without_finding, without_structure: the fractions of texts about a structure or a finding alone.
         lopsided: the fraction of texts that say a side of what has no sides ("left liver").
+        foreign: how often one thing alone is named in German, French or Spanish.
         canonical, cleaned: the fractions of texts given as the words the tower sees when the lexicon knows
             the prompt, and as a prompt is cleaned; the rest are as they were typed.
         merge_dropout: how often the vocabulary leaves pieces of a word unmerged, so that rare words and
@@ -64,8 +67,10 @@ class TextRecipe:
         dropout: of the token embeddings.
         temperature: of the softmax over everything a text could mean.
         pull: the weight of 1 - cosine to the target beside that softmax's cross-entropy.
+        held, hold: where an earlier tower's vectors are kept, how many canonical texts each step has beside
+            the others, and the weight of 1 - cosine to the vectors that they had.
         warmup: the fraction of the steps in which the learning rate rises.
-        measured_texts: how many held-out paraphrases are measured at the end.
+        measured_texts: how many held-out paraphrases are measured at the end, in all and of every kind.
     """
 
     texts: int = 100_000
@@ -74,12 +79,15 @@ class TextRecipe:
     without_finding: float = 0.5
     without_structure: float = 0.06
     lopsided: float = 0.06
+    foreign: float = 0.25
     canonical: float = 0.15
     cleaned: float = 0.4
     merge_dropout: float = 0.05
     dropout: float = 0.05
     temperature: float = 0.05
     pull: float = 4.0
+    held: int = 0
+    hold: float = 0.0
     learning_rate: float = 1.5e-3
     weight_decay: float = 0.02
     warmup: float = 0.05
@@ -87,8 +95,11 @@ class TextRecipe:
     measured_texts: int = 3000
 
 
-# From a trained tower, larger steps would first forget what the next ones learn again.
-KEEPING = TextRecipe(learning_rate=5e-4, texts=60_000)
+# From a trained tower, larger steps would first forget what the next ones learn again. The canonical words
+# have a loss of their own, without the noise that the other texts are read with.
+KEEPING = TextRecipe(learning_rate=5e-4, texts=60_000, batch=192, canonical=0.0, held=128, hold=200.0)
+# Paraphrases are slow to write; each is drawn so often.
+DRAWS_OF_A_TEXT = 6
 
 
 def train_text_tower(
@@ -99,8 +110,8 @@ def train_text_tower(
     progress: Progress | None = None,
     recipe: TextRecipe | None = None,
     kept: OwnTextEncoder | None = None,
-) -> tuple[TextTower, Tokenizer, dict[str, float]]:
-    """The trained tower, its vocabulary, and what was measured on held-out texts.
+) -> tuple[TextTower, Tokenizer, dict[str, Any]]:
+    """The trained tower, its vocabulary, and what was measured on held-out texts, in all and kind by kind.
 
     Args:
         steps: of the optimiser.
@@ -113,8 +124,11 @@ def train_text_tower(
     recipe = recipe or TextRecipe()
     torch.manual_seed(seed)
     random = np.random.default_rng(seed)
-    course = Course(lexicon, plan, recipe, random, kept)
-    vocabulary = kept.vocabulary if kept else build_vocabulary(course.words(), plan.vocabulary_size)
+    texts = min(recipe.texts, max(1, steps * recipe.batch // DRAWS_OF_A_TEXT))
+    course = Course(lexicon, plan, replace(recipe, texts=texts), random, kept)
+    vocabulary = (
+        copy.deepcopy(kept.vocabulary) if kept else build_vocabulary(course.words(), plan.vocabulary_size)
+    )
     vocabulary.model.dropout = recipe.merge_dropout or None
     tower = TextTower(plan, recipe.dropout).train()
     if kept:
@@ -123,17 +137,53 @@ def train_text_tower(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, steps, recipe.warmup))
     for step in range(1, steps + 1):
         told_apart, pulled = _losses(tower, vocabulary, course.draw(random), recipe.temperature)
+        losses = {"cross-entropy": told_apart, "1 - cosine": pulled}
+        total = told_apart + recipe.pull * pulled
+        if kept:
+            losses["moved"] = _moved(tower, kept, *course.held(random))
+            total = total + recipe.hold * losses["moved"]
         optimiser.zero_grad()
-        torch.autograd.backward(told_apart + recipe.pull * pulled)
+        torch.autograd.backward(total)
         torch.nn.utils.clip_grad_norm_(tower.parameters(), recipe.gradient_norm)
         optimiser.step()
         schedule.step()
         if progress:
-            progress(step, steps, {"cross-entropy": told_apart.item(), "1 - cosine": pulled.item()})
+            progress(step, steps, {name: loss.item() for name, loss in losses.items()})
     vocabulary.model.dropout = None
     encoder = OwnTextEncoder(tower, vocabulary)
-    figures = measure_separation(encoder, lexicon, seed, recipe.measured_texts)
-    return tower, vocabulary, figures
+    return tower, vocabulary, measure(encoder, lexicon, seed, recipe.measured_texts, kept)
+
+
+def measure(
+    encoder: TextEncoder, lexicon: Lexicon, seed: int, texts: int, kept: TextEncoder | None = None
+) -> dict[str, Any]:
+    """What held-out texts say of an encoder, in all and kind by kind, and how far its vectors have moved."""
+    canonical = CanonicalVectors(encoder, lexicon)
+    figures: dict[str, Any] = dict(measure_separation(canonical, lexicon, seed, texts))
+    figures["kinds"] = measure_kinds(canonical, lexicon, seed, max(1, texts // 5))
+    if kept:
+        figures["kept"] = measure_kept(encoder, kept, lexicon, seed, texts)
+    return figures
+
+
+def measure_kept(
+    encoder: TextEncoder, kept: TextEncoder, lexicon: Lexicon, seed: int, texts: int
+) -> dict[str, float]:
+    """Cosines of an encoder's vectors with an earlier one's: of all concepts, and of findings in places."""
+    random = np.random.default_rng(seed)
+    structures, findings = lexicon.structures(), lexicon.findings()
+    placed = [
+        canonical_name(structures[random.integers(len(structures))], findings[random.integers(len(findings))])
+        for _ in range(texts)
+    ]
+    figures = {}
+    for name, words in (("concepts", lexicon.names()), ("findings in places", placed)):
+        cosines = (embed_many(encoder, words) * embed_many(kept, words)).sum(dim=1)
+        figures |= {
+            f"cosine of {name}, lowest": round(float(cosines.min()), 5),
+            f"cosine of {name}, mean": round(float(cosines.mean()), 5),
+        }
+    return figures
 
 
 # What there is to learn.
@@ -173,11 +223,8 @@ class Course:
         self._recipe = recipe
         self._places = list(places(lexicon))
         self._findings = lexicon.findings()
-        self._targets: Targets | KeptTargets = (
-            KeptTargets(self._places, self._findings, kept)
-            if kept
-            else Targets(self._places, self._findings, plan.vector_width)
-        )
+        self._kept = KeptVectors(self._places, self._findings, kept) if kept else None
+        self._targets = None if kept else Targets(self._places, self._findings, plan.vector_width)
         self._usual_rows = self._rows_of_usual_places()
         self._said: dict[int | None, list[Said]] = {}
         self._write(recipe.texts, random)
@@ -187,18 +234,34 @@ class Course:
         return [words for said in self._said.values() for one in said for words in (one.text, one.canonical)]
 
     def draw(self, random: np.random.Generator) -> Batch:
-        """A batch whose candidates are all places, alone and with the findings of this step."""
+        """A batch whose candidates are all places, alone and with findings of this step."""
         known = [column for column in self._said if column is not None]
         columns = [int(column) for column in random.permutation(known)[: self._recipe.findings_per_step]]
-        texts, meant = [], []
+        drawn = []
         for _ in range(self._recipe.batch):
             column = None if random.random() < self._recipe.without_finding else int(random.choice(columns))
             said = self._said[column]
-            one = said[int(random.integers(len(said)))]
-            texts.append(self._in_some_form(one, random))
-            meant.append(self._candidate(one, columns))
+            drawn.append(said[int(random.integers(len(said)))])
+        texts = [self._in_some_form(one, random) for one in drawn]
+        if self._kept is not None:
+            return Batch(texts, *self._kept_candidates(drawn, self._kept))
+        assert self._targets is not None
+        meant = [self._candidate(one, columns) for one in drawn]
         with_findings = self._targets.with_findings(columns).flatten(0, 1)
         return Batch(texts, torch.cat([self._targets.alone(), with_findings]), torch.tensor(meant))
+
+    def held(self, random: np.random.Generator) -> tuple[list[str], Tensor]:
+        """Canonical words and the vectors that they keep."""
+        assert self._kept is not None
+        return self._kept.draw(self._recipe.held, random)
+
+    def _kept_candidates(self, drawn: Sequence[Said], kept: KeptVectors) -> tuple[Tensor, Tensor]:
+        """Kept vectors of all places, and of what texts mean, on both sides; and which of them each means."""
+        placed = [(said.row, said.column) for said in drawn if said.column is not None]
+        words, vectors = kept.findings_around(placed)
+        rows = {name: len(self._places) + row for row, name in enumerate(words)}
+        meant = [said.row if said.column is None else rows[said.canonical] for said in drawn]
+        return torch.cat([kept.alone(), vectors]), torch.tensor(meant)
 
     def _candidate(self, said: Said, columns: list[int]) -> int:
         """Where a text's meaning stands among the candidates: places alone, then every place's findings."""
@@ -231,7 +294,9 @@ class Course:
 
     def _say(self, row: int, column: int | None, random: np.random.Generator) -> Said:
         place, finding = self._places[row], None if column is None else self._findings[column]
-        text = paraphrase(place.structure, finding, random, self._lexicon, split="train")
+        text = paraphrase(
+            place.structure, finding, random, self._lexicon, split="train", foreign=self._recipe.foreign
+        )
         if place.lopsided:
             text = str(random.choice(LOPSIDED)).format(x=text, side=place.side)
         meant = row if column is None else self._usual_rows.get((row, column), row)
@@ -266,6 +331,16 @@ def _losses(
     cosines = vectors @ batch.candidates.T
     pulled = 1 - cosines.gather(1, batch.meant[:, None]).mean()
     return F.cross_entropy(cosines / temperature, batch.meant), pulled
+
+
+def _moved(tower: TextTower, kept: OwnTextEncoder, words: Sequence[str], vectors: Tensor) -> Tensor:
+    """The mean of 1 - cosine of canonical words, read without any noise, to the vectors that they keep."""
+    ids, mask = encode(kept.vocabulary, words, tower.plan.longest_tokens)
+    tower.dropout.eval()
+    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        embedded = _embed_by_length(tower, ids, mask)
+    tower.dropout.train()
+    return 1 - (embedded * vectors).sum(dim=1).mean()
 
 
 def _embed_by_length(tower: TextTower, ids: Tensor, mask: Tensor, parts: int = 4) -> Tensor:
