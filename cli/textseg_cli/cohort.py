@@ -61,6 +61,11 @@ class IdsChoice(StrEnum):
     DROP = "drop"
 
 
+class BackendChoice(StrEnum):
+    TORCH = "torch"
+    OPENVINO = "openvino"
+
+
 class CohortFormat(StrEnum):
     NII_GZ = "nii.gz"
     NRRD = "nrrd"
@@ -140,6 +145,14 @@ Ids = Annotated[
         rich_help_panel=WHERE,
     ),
 ]
+BackendOption = Annotated[
+    BackendChoice,
+    typer.Option(
+        "--backend",
+        help="What runs the image encoder on CPUs; the same for all scans, so that they can be compared.",
+        rich_help_panel=HOW,
+    ),
+]
 Formats = Annotated[
     list[CohortFormat] | None,
     typer.Option(
@@ -171,6 +184,7 @@ def check(
     device: DeviceOption = Device.AUTO,
     jobs: Jobs = None,
     threads: Threads = None,
+    backend: BackendOption = BackendChoice.TORCH,
     formats: Formats = None,
     ids: Ids = IdsChoice.HASH,
     no_preview: NoPreview = False,
@@ -190,7 +204,7 @@ def check(
     from textseg.cohort.workers import places_for
 
     screen = _screen(quiet)
-    settings = _settings(formats, False, False, no_preview, ids)
+    settings = _settings(formats, False, False, no_preview, ids, backend)
     request = _request(source, prompts, prompts_file, match, modality, model)
     found = look_up_jobs(request, settings, out)
     places = places_for(device.value, jobs, threads)
@@ -199,7 +213,7 @@ def check(
             found.jobs, settings, min(jobs or len(places), len(os.sched_getaffinity(0))), progress
         )
         progress("segmenting one scan to estimate the time", 0, 1)
-        speed = measure_speed(looks, found.jobs, device.value, places[0].threads)
+        speed = measure_speed(looks, found.jobs, device.value, places[0].threads, backend.value)
     problems = [
         *found.problems,
         *prompt_notes(found.jobs),
@@ -238,6 +252,7 @@ def run(
     timeout: Timeout = None,
     cluster: Cluster = None,
     cluster_option: ClusterOption = None,
+    backend: BackendOption = BackendChoice.TORCH,
     clean_up: CleanUp = False,
     formats: Formats = None,
     ids: Ids = IdsChoice.HASH,
@@ -258,7 +273,7 @@ def run(
     others go on; scans that are done are found by content, not by name. Ctrl+C
     finishes what is running, a second one stops at once.
     """
-    settings = _settings(formats, clean_up, write_empty, no_preview, ids)
+    settings = _settings(formats, clean_up, write_empty, no_preview, ids, backend)
     request = _request(source, prompts, prompts_file, match, modality, model)
     screen = _screen(quiet)
     hands = Hands(device, jobs, threads, timeout, cluster, tuple(cluster_option or ()))
@@ -389,11 +404,12 @@ def _settings(
     write_empty: bool,
     no_preview: bool,
     ids: IdsChoice,
+    backend: BackendChoice,
 ) -> Settings:
     from textseg.cohort.jobs import Settings
 
     chosen = tuple(dict.fromkeys(one.value for one in formats or ()))
-    return Settings(chosen, clean_up, write_empty, not no_preview, ids.value)
+    return Settings(chosen, clean_up, write_empty, not no_preview, ids.value, backend.value)
 
 
 # ---- a run ----

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -336,6 +337,12 @@ def test_the_key_changes_with_all_that_decides_the_outputs(scans: Path, jobs_of:
     }
     assert len(keys) == 6
     assert job_key(job, "scan", model, Settings(ids="keep")) in keys
+    assert job_key(job, "scan", model, Settings(backend="openvino")) not in keys
+    # As it was before a backend could be chosen: cohorts of then are still done.
+    kept = {"formats": (), "clean_up": False, "write_empty": False, "preview": True}
+    asked = ["scan", model, job.prompts, None, None, None, kept]
+    old = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    assert job_key(job, "scan", model, Settings.from_json({**kept, "ids": "hash"})) == old
 
 
 def test_a_worker_takes_the_larger_stack_of_a_series(

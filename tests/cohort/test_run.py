@@ -5,9 +5,12 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import pytest
 
 from tests.cohort.conftest import Here, record_of
@@ -216,3 +219,23 @@ def test_a_model_of_a_task_is_loaded_once_and_texts_are_embedded_once(
     run_cohort(jobs_of(scans, prompts=("liver", "left kidney")), out, plain, Here())
     assert len(loaded) == 1
     assert sorted(embedded) == ["left kidney", "liver"]
+
+
+def test_the_backend_of_a_cohort_runs_the_encoder_of_every_scan(
+    scans: Path, out: Path, tmp_path: Path, jobs_of: Find, plain: Settings, tree_of: Tree
+) -> None:
+    pytest.importorskip("openvino", reason="Needs openvino, of the extra openvino.")
+    worker = Here()
+    assert run_cohort(jobs_of(scans), out, replace(plain, backend="openvino"), worker).done == 3
+    segmenter = worker.worker._segmenters.of(worker.tasks[0])
+    assert segmenter._backend.choice == "openvino"
+    # The same masks but for voxels at their borders, and told apart from torch's.
+    run_cohort(jobs_of(scans), tmp_path / "torch", plain, Here())
+    places = (out, tmp_path / "torch")
+    for job in ("a", "later_c"):
+        paths = [place / job / "mask_liver.nii.gz" for place in places]
+        one, other = (np.asarray(nib.load(path).dataobj) for path in paths)
+        assert np.count_nonzero(one != other) < 0.02 * np.count_nonzero(other)
+    again = Here()
+    run_cohort(jobs_of(scans), out, plain, again)
+    assert len(again.tasks) == 3

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textseg.cohort.content import scan_content
-from textseg.cohort.jobs import Job, Problem, Settings
+from textseg.cohort.jobs import Backend, Job, Problem, Settings
 from textseg.cohort.privacy import hide_in, sentence_of
 from textseg.cohort.reading import channels_of
 from textseg.dicom_output import DICOM_KINDS
@@ -127,7 +127,11 @@ def estimate(
 
 
 def measure_speed(
-    looks: Sequence[Look], jobs: Sequence[Job], device: DeviceChoice, threads: int
+    looks: Sequence[Look],
+    jobs: Sequence[Job],
+    device: DeviceChoice,
+    threads: int,
+    backend: Backend = "torch",
 ) -> float | None:
     """Seconds a voxel of one worker, from segmenting the scan of median size; None where that fails."""
     good = sorted((look for look in looks if look.voxels), key=lambda look: look.voxels)
@@ -138,7 +142,7 @@ def measure_speed(
     from textseg.inference import Segmenter
 
     try:
-        segmenter = Segmenter(job.model, device=device, threads=threads)
+        segmenter = Segmenter(job.model, device=device, threads=threads, backend=backend)
         began = time.monotonic()
         with channels_of(job, "hash") as channels:
             segmenter(channels, job.prompts, modality=job.modality)

@@ -38,6 +38,9 @@ def job_key(job: Job, content: str, model: Mapping[str, str], settings: Settings
     if not job.is_dicom:
         # Nothing of these scans is hidden, whatever the choice.
         del kept["ids"]
+    if settings.backend == "torch":
+        # As before there was another one: what is done stays done.
+        del kept["backend"]
     asked = [content, dict(sorted(model.items())), job.prompts, job.modality, job.series, job.volume, kept]
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 

@@ -16,6 +16,8 @@ from textseg.volume import Modality
 
 Ids = Literal["keep", "hash", "drop"]
 Level = Literal["error", "warning", "note"]
+# No "auto", which chooses by a trial on the first large scan: masks would depend on the order of the scans.
+Backend = Literal["torch", "openvino"]
 Extra = Mapping[str, str | int | float | bool | None]
 LONGEST_ID = 100
 # What the folder of a cohort holds beside the folders of its jobs.
@@ -78,6 +80,7 @@ class Settings:
         write_empty: write masks also for prompts that were not found.
         preview: a picture with three planes.
         ids: what becomes of DICOM identifiers.
+        backend: what runs the image encoder; masks differ by rounding.
     """
 
     formats: tuple[str, ...] = ()
@@ -85,6 +88,7 @@ class Settings:
     write_empty: bool = False
     preview: bool = True
     ids: Ids = "hash"
+    backend: Backend = "torch"
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -49,7 +49,7 @@ class Segmenters:
     """The models of a worker, the one used last kept longest."""
 
     def __init__(self) -> None:
-        self._loaded: OrderedDict[tuple[str, str], Segmenter] = OrderedDict()
+        self._loaded: OrderedDict[tuple[str, str, str], Segmenter] = OrderedDict()
 
     def of(self, task: Task) -> Segmenter:
         """The model that a task asks, loaded if it is not.
@@ -57,7 +57,7 @@ class Segmenters:
         Raises:
             ModelError, DeviceError: it can't be.
         """
-        key = (task.model, task.device)
+        key = (task.model, task.device, task.settings.backend)
         if key not in self._loaded:
             while len(self._loaded) >= MOST_LOADED:
                 self._loaded.popitem(last=False)
@@ -96,7 +96,9 @@ def segment_task(segmenter: Segmenter, channels: list[Volume], task: Task) -> Se
 
 
 def _loaded(task: Task) -> Segmenter:
-    segmenter = Segmenter(Path(task.model), device=task.device, threads=task.threads)
+    segmenter = Segmenter(
+        Path(task.model), device=task.device, threads=task.threads, backend=task.settings.backend
+    )
     if segmenter.model.kind == "textseg":
         segmenter.text = RememberedTexts(segmenter.text)
     return segmenter

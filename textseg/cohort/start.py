@@ -18,7 +18,7 @@ def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
     Raises:
         CohortError: see `find_jobs`.
         OutputError: the folder can't be made or written to.
-        ModelError: a library that a format needs is not installed.
+        ModelError: a library that a format or the backend needs is not installed.
     """
     _need_libraries_for(settings)
     with disk_in_words(out):
@@ -51,6 +51,8 @@ def _need_libraries_for(settings: Settings) -> None:
     for ending, module in {"dicom-seg": "highdicom", "rtstruct": "skimage"}.items():
         if ending in settings.formats:
             import_extra(module, "dicom", f"--format {ending}")
+    if settings.backend == "openvino":
+        import_extra("openvino", "openvino", "--backend openvino")
 
 
 def look_up_jobs(request: Request, settings: Settings, out: Path | None = None) -> FoundJobs:
@@ -58,7 +60,7 @@ def look_up_jobs(request: Request, settings: Settings, out: Path | None = None) 
 
     Raises:
         CohortError: see `find_jobs`.
-        ModelError: a library that a format needs is not installed.
+        ModelError: a library that a format or the backend needs is not installed.
     """
     _need_libraries_for(settings)
     numbers: dict[str, int] = {}
