@@ -15,7 +15,14 @@ from tests.cohort.conftest import BIRTHDAY, PATIENT_ID, Here, record_of
 from tests.dataset.two_channel_model import write_pet_ct_model
 from textseg.cohort.export import export_cohort
 from textseg.cohort.jobs import SECRET_FILE, CohortError, Settings
-from textseg.cohort.privacy import HIDDEN, Pseudonyms, hide, identifiers_in, read_or_make_salt
+from textseg.cohort.privacy import (
+    HIDDEN,
+    Pseudonyms,
+    hide,
+    identifiers_in,
+    names_on,
+    read_or_make_salt,
+)
 from textseg.cohort.request import Request
 from textseg.cohort.run import entries_of, run_cohort
 from textseg.cohort.start import start_cohort, what_was_asked
@@ -202,6 +209,11 @@ def test_names_are_hidden_as_people_join_them_to_others() -> None:
         "liver, MRN-71": "liver, MRN-71",
     }
     assert {text: hide(text, secrets) for text in shown} == shown
+
+
+def test_folders_are_hidden_unless_their_names_tell_of_nobody(tmp_path: Path) -> None:
+    files = [tmp_path / "Quixote" / "Series" / "1.dcm", tmp_path / "series" / "MRN-7" / "2.dcm"]
+    assert names_on(files, tmp_path) == {"Quixote", "MRN-7"}
 
 
 @pytest.mark.parametrize("ids", ["hash", "drop", "keep"])

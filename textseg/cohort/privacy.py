@@ -45,6 +45,11 @@ DESCRIPTIONS = (
 STANDARD_UIDS = "1.2.840.10008."
 UID = re.compile(r"(?<![\w.])[012](?:\.\d+){4,}(?![\w])")
 SHORTEST, SHORTEST_NAME = 3, 2
+# Folders of these names tell of nobody, and without them messages could not be read.
+PLAIN_FOLDERS = {
+    *("archive", "data", "dicom", "dicoms", "export", "image", "images", "original", "patient", "patients"),
+    *("scan", "scans", "series", "slice", "slices", "studies", "study", "volume", "volumes"),
+}
 # So long a string is none by chance, also within a word: MuellerAnna.
 SURELY = 6
 HASH_DIGITS = 8
@@ -132,7 +137,8 @@ def _forms(value: str, kind: str) -> Iterator[str]:
 def names_on(paths: Iterable[Path], below: Path) -> set[str]:
     """The names of folders on the way to files, from a folder downwards: archives are sorted by patients."""
     inner = {path.relative_to(below) if path.is_relative_to(below) else path for path in paths}
-    return {name for path in inner for name in path.parent.parts if len(name) >= SHORTEST}
+    names = {name for path in inner for name in path.parent.parts if len(name) >= SHORTEST}
+    return {name for name in names if name.lower() not in PLAIN_FOLDERS}
 
 
 def hide(text: str, hidden: Iterable[str]) -> str:
