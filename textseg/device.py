@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from textseg.errors import DeviceError, says_out_of_memory
 
 DeviceChoice = Literal["auto", "cpu", "cuda"]
+Result = TypeVar("Result")
 
 
 class NotEnoughMemoryError(DeviceError, MemoryError):
@@ -34,8 +35,8 @@ class Compute:
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def bring(self, tensor: Tensor) -> Tensor:
-        """A CPU tensor on the device; the copy runs beside what is computed there."""
-        if self.device.type != "cuda":
+        """A tensor on the device; a copy from the CPU runs beside what is computed there."""
+        if self.device.type != "cuda" or tensor.is_cuda:
             return tensor
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
@@ -71,6 +72,18 @@ def choose_compute(choice: DeviceChoice = "auto", threads: int | None = None) ->
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory is missing, so that less at once might do."""
     return says_out_of_memory(error) and not isinstance(error, NotEnoughMemoryError)
+
+
+def tried(function: Callable[[], Result]) -> Result | None:
+    """What a function gives; None where there was not enough memory for it."""
+    try:
+        return function()
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    # Here the error is gone, and with it what its traceback held on to.
+    forget_freed()
+    return None
 
 
 def forget_freed(device: torch.device | None = None) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from textseg.backend import Backend, BackendChoice
-from textseg.device import Compute, DeviceChoice, choose_compute, deterministic
+from textseg.device import Compute, DeviceChoice, choose_compute, deterministic, tried
 from textseg.early_exit import EarlyExit, with_early_exit
 from textseg.embeddings.choice import load_text_encoder
 from textseg.embeddings.encoder import TextEncoder
@@ -31,7 +31,7 @@ from textseg.network.nnunet import NnunetModel
 from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
 from textseg.packed import PackedMasks
-from textseg.plan import Plan
+from textseg.plan import Millimetres, Plan
 from textseg.prepare import Prepared, join_channels, prepare
 from textseg.prompts import Prompt, understand
 from textseg.result import NO_MASK, Found, ModalitySource, Segmentation, describe_mask
@@ -46,6 +46,7 @@ from textseg.sliding import (
     windows_of,
 )
 from textseg.volume import Modality, Volume, guess_modality
+from textseg.window_sources import ScanWindows, scan_windows
 from textseg.windows import window_shape
 from textseg.zoom import FACTOR, worth_a_look
 
@@ -206,7 +207,7 @@ class Segmenter:
             answer = self._foreign(volume, understood, self.compute, progress)
         masks = answer.masks
         if clean_up:
-            masks = _cleaned_up(masks)
+            masks = _cleaned_up(masks, self.compute.device)
         return Segmentation(
             masks=masks,
             found=self._found(volume, understood, masks, answer),
@@ -232,7 +233,8 @@ class Segmenter:
         counts: list[tuple[int, ...]] = []
         for spacing_mm, members in self._by_spacing(understood).items():
             progress("preparing", 0, 1)
-            prepared = prepare(volume, self.plan, modality, spacing_mm)
+            prepared = self._prepared(volume, modality, spacing_mm)
+            images = self._images(volume, prepared)
             text = self.text.embed([understood[i].canonical for i in members])
             batches, facts = self._batches(prepared, len(members))
             memory.append(facts)
@@ -243,7 +245,7 @@ class Segmenter:
                 network = with_early_exit(network, self.network, self.exit_below)
             answer = segment_windows(
                 network,
-                prepared.image,
+                images,
                 text,
                 self.plan,
                 self.compute,
@@ -263,6 +265,24 @@ class Segmenter:
         asked = tuple(prompt.canonical for prompt in understood)
         largest = max(memory, key=lambda facts: facts.predicted_peak_bytes)
         return MaskAnswer(masks, presence, asked, largest, self._shortcuts(counts))
+
+    def _prepared(self, volume: Volume, modality: Modality, spacing_mm: Millimetres) -> Prepared:
+        """By the GPU where there is one: a processor would resample longer than the GPU does all the rest."""
+        task = volume, self.plan, modality, spacing_mm
+        # A budget of the GPU's memory is for the windows.
+        if self.compute.device.type == "cuda" and self.memory is None:
+            found = tried(lambda: prepare(*task, self.compute.device))
+            if found is not None:
+                return found
+        return prepare(*task)
+
+    def _images(self, volume: Volume, prepared: Prepared) -> Tensor | ScanWindows:
+        """The prepared image, or what gathers its windows on a GPU from the scan itself."""
+        window = window_shape(prepared.geometry.shape, self.plan)
+        is_large = all(n >= side for n, side in zip(prepared.geometry.shape, window, strict=True))
+        if not (prepared.image.is_cuda and is_large and self.compute.dtype != torch.float32):
+            return prepared.image
+        return tried(lambda: scan_windows(volume, prepared, self.compute.device)) or prepared.image
 
     def _wanted(
         self, prepared: Prepared, text: Tensor, batches: Batches, air: float | None, progress: Progress
@@ -345,12 +365,12 @@ class Segmenter:
         return FEWEST_WORKING_VOXELS * math.prod(self.plan.spacing_for(prompt.group)) / 1000
 
 
-def _cleaned_up(masks: NDArray[np.bool_] | PackedMasks) -> PackedMasks:
+def _cleaned_up(masks: NDArray[np.bool_] | PackedMasks, device: torch.device) -> PackedMasks:
     """Of each mask the largest part, its holes filled."""
     _, x, y, z = masks.shape
     cleaned = PackedMasks(len(masks), (x, y, z))
     for index, mask in enumerate(masks):
-        cleaned.replace(index, fill_holes(largest_component(mask)))
+        cleaned.replace(index, fill_holes(largest_component(mask, device)))
     return cleaned
 
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
+from textseg_kernels import keep_largest_component
 from torch import Tensor
 
+from textseg.device import tried
+from textseg.geometry import bounding_box
 from textseg.packed import PackedMasks
 
 Mask = NDArray[np.bool_]
@@ -29,14 +34,33 @@ def above_threshold(logits: Tensor, probability: float) -> Tensor:
     return logits > logit_of(probability)
 
 
-def largest_component(mask: Mask) -> Mask:
-    """The largest connected part of a mask (x, y, z), parts joined across faces, edges and corners."""
+def largest_component(mask: Mask, device: torch.device | None = None) -> Mask:
+    """The largest connected part of a mask (x, y, z), parts joined across faces, edges and corners.
+
+    Args:
+        device: where a GPU is, it looks for the parts, as long as its memory suffices.
+    """
+    if device is not None and device.type == "cuda":
+        found = tried(partial(largest_component_on, mask, device))
+        if found is not None:
+            return found
     parts, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count < 2:
         return mask
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     return np.asarray(parts == sizes.argmax())
+
+
+def largest_component_on(mask: Mask, device: torch.device) -> Mask:
+    """The same by the kernels, or plain torch where CuPy is missing, on a device."""
+    box = bounding_box(mask)
+    if box is None:
+        return mask
+    inside = torch.from_numpy(np.ascontiguousarray(mask[box.slices])).to(device)
+    largest = np.zeros_like(mask)
+    largest[box.slices] = keep_largest_component(inside).cpu().numpy()
+    return largest
 
 
 def fill_holes(mask: Mask) -> Mask:

@@ -14,11 +14,12 @@ from torch import Tensor
 
 from textseg.errors import PlanError, ScanError
 from textseg.geometry import Box, Geometry, bounding_box
-from textseg.normalise import body_mask, normalise
+from textseg.normalise import Scale, body_mask, scale_of
 from textseg.plan import IntensityPlan, Millimetres, Plan
 from textseg.resample import resample
 from textseg.volume import Modality, Volume
 
+CPU = torch.device("cpu")
 # Below any threshold: the logit of voxels that the working grid does not cover.
 OUTSIDE_LOGIT = -30.0
 # A sheared grid (gantry tilt) is straightened above this |cosine| between axes, about half a degree.
@@ -97,20 +98,30 @@ class Prepared:
     image: (channels, x, y, z) float32, normalised, on `geometry`, the working grid, canonical axes.
     scan: the scan's own grid, to which masks return.
     air: values of the first channel up to this are not the body's; None where nothing of it is air.
+    scales: by which each channel was normalised; beyond: each one's normalised value outside of the scan.
     """
 
     image: Tensor
     geometry: Geometry
     scan: Geometry
     air: float | None = None
+    scales: tuple[Scale, ...] = ()
+    beyond: tuple[float, ...] = ()
 
 
-def prepare(volume: Volume, plan: Plan, modality: Modality, spacing_mm: Millimetres) -> Prepared:
+def prepare(
+    volume: Volume,
+    plan: Plan,
+    modality: Modality,
+    spacing_mm: Millimetres,
+    device: torch.device = CPU,
+) -> Prepared:
     """The volume as the plan's network wants it, at this working spacing.
 
     Args:
         modality: of the volume; the plan may know better what each channel is. The first channel's body
             decides the crop.
+        device: what resamples and normalises, and where the image then is.
 
     Raises:
         PlanError: the volume has another number of channels than the plan, or the plan does not know the
@@ -119,14 +130,16 @@ def prepare(volume: Volume, plan: Plan, modality: Modality, spacing_mm: Millimet
     plan.check_channels(volume.channels)
     rules = _rules(plan, modality)
     working = working_grid(volume.geometry, spacing_mm)
-    image = _brought(volume, working)
+    image, darkest = _brought(volume, working, device)
     box = content_box(image[0], rules[0], working, plan.margin_mm)
     image = image[(slice(None), *box.slices)]
-    normalised = torch.stack([normalise(channel, rule) for channel, rule in zip(image, rules, strict=True)])
+    scales = tuple(scale_of(channel, rule) for channel, rule in zip(image, rules, strict=True))
+    normalised = torch.stack([scale(channel) for scale, channel in zip(scales, image, strict=True)])
+    beyond = tuple(float(scale(torch.tensor(low))) for scale, low in zip(scales, darkest, strict=True))
     # Normalising keeps the order of values, so that one number tells air from body afterwards too.
     air = normalised[0][~body_mask(image[0], rules[0])]
     brightest_air = float(air.max()) if air.numel() else None
-    return Prepared(normalised, working.cropped(box), volume.geometry, brightest_air)
+    return Prepared(normalised, working.cropped(box), volume.geometry, brightest_air, scales, beyond)
 
 
 def _rules(plan: Plan, modality: Modality) -> list[IntensityPlan]:
@@ -148,7 +161,7 @@ def working_grid(scan: Geometry, spacing_mm: Millimetres) -> Geometry:
 
 def content_box(image: Tensor, intensity: IntensityPlan, geometry: Geometry, margin_mm: float) -> Box:
     """The box of the body in an image (x, y, z) with a margin; the whole grid where nothing stands out."""
-    box = bounding_box(body_mask(image, intensity).numpy())
+    box = bounding_box(body_mask(image, intensity).cpu().numpy())
     if box is None:
         return geometry.whole
     # Less a hair, so that rounding in the spacing never adds a voxel.
@@ -171,12 +184,15 @@ def restore_mask(
     return np.ascontiguousarray(order.inverse().apply(mask))
 
 
-def _brought(volume: Volume, grid: Geometry) -> Tensor:
-    """The channels (channels, x, y, z) on another grid, float32; one at a time for a low peak of memory."""
+def _brought(volume: Volume, grid: Geometry, device: torch.device) -> tuple[Tensor, list[float]]:
+    """The channels (channels, x, y, z) on another grid, float32, and what each is beyond the scan.
+
+    One at a time for a low peak of memory.
+    """
     canonical = volume.canonical()
-    channels = []
+    channels, darkest = [], []
     for voxels in canonical.voxels:
-        tensor = torch.from_numpy(np.require(voxels, np.float32, ["C", "W"]))
-        fill = float(tensor.min())
-        channels.append(resample(tensor, canonical.geometry, grid, fill=fill))
-    return torch.stack(channels)
+        tensor = torch.from_numpy(np.require(voxels, np.float32, ["C", "W"])).to(device)
+        darkest.append(float(tensor.min()))
+        channels.append(resample(tensor, canonical.geometry, grid, fill=darkest[-1]))
+    return torch.stack(channels), darkest

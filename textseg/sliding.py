@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from textseg.device import Compute, NotEnoughMemoryError, forget_freed, is_out_of_memory
+from textseg.device import Compute, NotEnoughMemoryError, forget_freed, tried
 from textseg.geometry import Box, Shape
 from textseg.network.build import Features, PromptableNetwork
 from textseg.overlap import ahead
@@ -22,10 +22,10 @@ from textseg.plan import Plan
 from textseg.prepare import OUTSIDE_LOGIT
 from textseg.quick_layers import quick_layers
 from textseg.slabs import Slab, SlabBlender, Tables, rows_of
+from textseg.window_sources import ImageWindows, WindowSource
 from textseg.windows import blend_weights, place_windows, window_shape
 
 Progress = Callable[[int, int], None]
-Result = TypeVar("Result")
 Wanted = NDArray[np.bool_]
 # Prompts that are decoded together; more only cost memory, since each prompt's part is thin.
 PROMPTS_AT_ONCE = 8
@@ -109,7 +109,7 @@ class MaskAnswer:
 
 def segment_windows(
     network: PromptableNetwork,
-    image: Tensor,
+    image: Tensor | WindowSource,
     text: Tensor,
     plan: Plan,
     compute: Compute,
@@ -125,7 +125,7 @@ def segment_windows(
     all of them at once, `slabs()` one finished slab after the other, which needs less memory.
 
     Args:
-        image: (channels, x, y, z) float32, normalised, of any size.
+        image: (channels, x, y, z) float32, normalised, of any size; or what gives windows of one.
         text: (prompts, text width) float32.
         progress: called with the windows done and all windows.
         batches: None for one window and a few prompts at a time.
@@ -135,11 +135,11 @@ def segment_windows(
             holds nothing of the others. Windows that are computed together are looked at for what one of them
             is. None for all.
     """
-    shape = _shape(image)
+    shape = _shape(image) if isinstance(image, Tensor) else image.shape
     window = window_shape(shape, plan)
     return WindowRun(
         network,
-        _padded(image, window),
+        _padded(image, window) if isinstance(image, Tensor) else image,
         text,
         windows_of(shape, plan),
         blend_weights(window, plan.windows),
@@ -164,7 +164,7 @@ class WindowRun:
     on the CPU, then fewer prompts summed in one pass; `batches` tells what it came to.
 
     Args:
-        image: (channels, x, y, z) float32, in which all windows lie.
+        image: (channels, x, y, z) float32, in which all windows lie, or what gives windows of one.
         text: (prompts, text width) float32.
         boxes: the windows, x slowest.
         tables: how much a window's voxels count along x, y and z.
@@ -175,7 +175,7 @@ class WindowRun:
     def __init__(
         self,
         network: PromptableNetwork,
-        image: Tensor,
+        image: Tensor | WindowSource,
         text: Tensor,
         boxes: Sequence[Box],
         tables: Tables,
@@ -187,7 +187,8 @@ class WindowRun:
         wanted: Wanted | None = None,
     ) -> None:
         self.batches = batches
-        self._network, self._image, self._compute = network, image, compute
+        self._network, self._compute = network, compute
+        self._images = ImageWindows(image, compute) if isinstance(image, Tensor) else image
         self._text = text.to(compute.device)
         self._boxes, self._tables, self._whole = boxes, tables, whole
         self._progress, self._air = progress, air
@@ -229,8 +230,8 @@ class WindowRun:
             most = self.batches.a_pass or len(self._text)
             prompts = range(first, min(first + most, len(self._text)))
             device = torch.device("cpu") if self.batches.sums_on_cpu else self._compute.device
-            place = _shape(self._image), self._boxes, self._tables, device
-            blender = _tried(partial(SlabBlender, len(prompts), *place))
+            place = self._images.shape, self._boxes, self._tables, device
+            blender = tried(partial(SlabBlender, len(prompts), *place))
             if blender is not None:
                 return prompts, blender
             if device.type != "cpu":
@@ -241,7 +242,7 @@ class WindowRun:
                 raise _too_little(self._compute, "the sums of one prompt")
 
     def _pass(self, prompts: range, blender: SlabBlender) -> Iterator[Slab]:
-        rows = rows_of(self._boxes, int(self._image.shape[1]))
+        rows = rows_of(self._boxes, self._images.shape[0])
         with closing(ahead(self._load([row for _, _, row in rows], prompts))) as loaded:
             for start, stop, row in rows:
                 if start > 0:
@@ -271,16 +272,16 @@ class WindowRun:
             for box in row:
                 if self._is_air(box) or not self._wanted_in([box], prompts):
                     if waiting:
-                        yield waiting, self._cropped(waiting)
+                        yield waiting, self._images.crop(waiting)
                     yield [box], None
                     waiting = []
                     continue
                 waiting.append(box)
                 if len(waiting) >= self.batches.windows:
-                    yield waiting, self._cropped(waiting)
+                    yield waiting, self._images.crop(waiting)
                     waiting = []
             if waiting:
-                yield waiting, self._cropped(waiting)
+                yield waiting, self._images.crop(waiting)
 
     def _wanted_in(self, boxes: Sequence[Box], prompts: range) -> list[int]:
         """Which of the prompts are looked for in one of these windows."""
@@ -290,11 +291,7 @@ class WindowRun:
         return [prompt for prompt in prompts if any(wanted[box][prompt] for box in boxes)]
 
     def _is_air(self, box: Box) -> bool:
-        return self._air is not None and float(self._image[0][box.slices].amax()) <= self._air
-
-    def _cropped(self, boxes: Sequence[Box]) -> Tensor:
-        windows = torch.stack([self._image[(slice(None), *box.slices)] for box in boxes])
-        return self._compute.bring(windows.contiguous(memory_format=torch.channels_last_3d))
+        return self._air is not None and self._images.brightest(box) <= self._air
 
     def _look(self, boxes: list[Box], images: Tensor, prompts: range, blender: SlabBlender) -> None:
         """Encode windows, decode prompts over them and add what they say, in parts that fit into memory."""
@@ -303,10 +300,10 @@ class WindowRun:
         waiting = [(boxes, images, wanted)]
         while waiting:
             boxes, images, left = waiting.pop()
-            features = _tried(partial(self._encode, images))
+            features = tried(partial(self._encode, images))
             while features is not None and left:
                 several = left[: self.batches.prompts]
-                decoded = _tried(partial(self._decode, features, several))
+                decoded = tried(partial(self._decode, features, several))
                 if decoded is not None:
                     self._add(boxes, *decoded, several, prompts, blender)
                     left = left[len(several) :]
@@ -348,7 +345,7 @@ class WindowRun:
             first = several.index(run.start)
             for box, window in zip(boxes, logits[:, first : first + len(run)], strict=True):
                 add = partial(self._added, blender, box, window, run.start - prompts.start)
-                while _tried(add) is None:
+                while tried(add) is None:
                     self._sum_on_cpu(blender, "adding one window up")
 
     @staticmethod
@@ -388,18 +385,6 @@ class WindowRun:
         passes_to_come = -(-rest // (self.batches.a_pass or len(self._text)))
         in_this = len(self._boxes) - (self._done - 1) % len(self._boxes) - 1
         self._progress(self._done, self._done + in_this + passes_to_come * len(self._boxes))
-
-
-def _tried(function: Callable[[], Result]) -> Result | None:
-    """What a function gives; None where there was not enough memory for it."""
-    try:
-        return function()
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-    # Here the error is gone, and with it what its traceback held on to.
-    forget_freed()
-    return None
 
 
 def _runs(numbers: Sequence[int]) -> list[range]:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from textseg.masks import above_threshold, combine, fill_holes, largest_component
+from textseg.masks import above_threshold, combine, fill_holes, largest_component, largest_component_on
 
 SHAPE = (9, 11, 7)
 
@@ -100,3 +100,26 @@ def test_more_than_255_prompts_keep_their_numbers():
     for index in range(300):
         masks[(index, *np.unravel_index(index, SHAPE))] = True
     assert np.array_equal(combine(masks).ravel()[:300], np.arange(1, 301))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_kernels_keep_the_same_component(seed):
+    # Around a tenth of the voxels, so that there are parts of many sizes.
+    mask = np.random.default_rng(seed).random((17, 13, 21)) > 0.9
+    mask[:, :3] = False
+    expected = largest_component(mask)
+    assert 1 < expected.sum() < mask.sum()
+    found = largest_component_on(mask, torch.device("cpu"))
+    assert found.dtype == bool
+    assert np.array_equal(found, expected)
+
+
+def test_the_kernels_leave_an_empty_mask_empty():
+    assert not largest_component_on(np.zeros(SHAPE, bool), torch.device("cpu")).any()
+    assert np.array_equal(largest_component_on(np.ones(SHAPE, bool), torch.device("cpu")), np.ones(SHAPE))
+
+
+@pytest.mark.gpu
+def test_a_gpu_keeps_the_same_component():
+    mask = np.random.default_rng(5).random((65, 33, 70)) > 0.92
+    assert np.array_equal(largest_component(mask, torch.device("cuda")), largest_component(mask))
