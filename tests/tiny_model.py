@@ -25,7 +25,7 @@ def write_tiny_model(folder: Path, *, presence: float = 0.0) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     plan = tiny_plan(presence)
-    torch.manual_seed(7)
+    torch.manual_seed(3)
     network = build_network(plan)
     # Fresh networks mark nothing: that start is right for training only.
     torch.nn.init.zeros_(network.decoder.scales[0].logit.bias)

@@ -273,7 +273,7 @@ def test_intensities_that_make_no_sense_are_refused(change):
 
 
 def test_widths_and_strides_follow_from_the_dial(default_plan):
-    assert default_plan.network.widths == (16, 32, 64, 128, 192)
+    assert default_plan.network.widths == (8, 32, 64, 128, 192)
     assert default_plan.network.query_width == 192
     assert default_plan.network.total_stride == (16, 16, 16)
 

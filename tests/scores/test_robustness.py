@@ -61,7 +61,8 @@ def test_a_perfect_model_loses_nothing_where_nothing_is_to_be_lost(torso: Scene)
 def test_a_model_that_reads_no_typing_error_is_caught_there_and_nowhere_else(torso: Scene) -> None:
     found = probed(torso, model(read=read_without_mercy), "paraphrases", "sentences", "laterality")
     assert drops(found, "typing error") == {"kidney left": 1, "kidney right": 1, "liver": 1}
-    others = [each for each in found if each.test != "typing error"]
+    # Of other languages it reads the plain names alone.
+    others = [each for each in found if each.test not in ("typing error", "language")]
     assert {each.drop for each in others} == {0}
 
 

@@ -56,12 +56,12 @@ def moved(before, after):
 
 def test_everything_moves_when_everything_is_tuned(trained, tune):
     changed = moved(trained.state_dict(), tune(Tuned.EVERYTHING).state_dict())
-    assert {name.split(".")[0] for name in changed} == {"encoder", "trunk", "fusion", "decoder"}
+    assert {name.split(".")[0] for name in changed} == {"encoder", "trunk", "fusion", "decoder", "marks"}
 
 
 def test_only_the_decoder_and_the_text_side_move_when_the_decoder_is_tuned(trained, tune):
     changed = moved(trained.state_dict(), tune(Tuned.DECODER).state_dict())
-    assert {name.split(".")[0] for name in changed} == {"fusion", "decoder"}
+    assert {name.split(".")[0] for name in changed} == {"fusion", "decoder", "marks"}
 
 
 def test_low_rank_additions_move_the_text_side_and_the_coarsest_stage_by_their_rank(trained, tune):

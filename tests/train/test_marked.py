@@ -101,7 +101,7 @@ def test_nobody_corrects_what_nobody_labelled():
 
 
 def test_a_plan_without_marks_asks_as_before(make_stream, with_training, marked_plan):
-    plan = with_training(steps=3, prompts_per_sample=3)
+    plan = with_training(steps=3, prompts_per_sample=3, marks_fraction=0.0, correction_fraction=0.0)
     plain, marked = make_stream(plan)[5], make_stream(marked_plan)[5]
     assert plain.marks is None
     assert plain.worded is None

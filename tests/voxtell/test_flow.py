@@ -80,7 +80,7 @@ def test_slabs_put_together_are_the_plain_blend(shape, network, text, cpu):
     slabs = list(blended_slabs(network, image, text, cpu, lambda done, of: seen.append((done, of))))
     stops = [start + logits.shape[1] for start, logits in slabs]
     assert [start for start, _ in slabs] == [0, *stops[:-1]]
-    assert (torch.cat([logits for _, logits in slabs], dim=1) - expected).abs().max() < 1e-5
+    assert (torch.cat([logits for _, logits in slabs], dim=1) - expected).abs().max() < 3e-4
     assert seen == [(n, count) for n in range(1, count + 1)]
     assert max(logits.shape[1] for _, logits in slabs) <= network.window[0]
 
@@ -99,7 +99,7 @@ def test_a_small_image_lies_amid_zeros(shape, network, text, cpu):
     assert slabs[0][0] == 0
     logits = torch.cat([part for _, part in slabs], dim=1)
     assert logits.shape == (2, *shape)
-    assert (logits - expected[(slice(None), *inside)]).abs().max() < 1e-5
+    assert (logits - expected[(slice(None), *inside)]).abs().max() < 3e-4
 
 
 def test_the_weight_is_nnunets(network):

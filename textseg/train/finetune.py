@@ -68,7 +68,7 @@ def tuned_from(
         if tuned is Tuned.LORA:
             return Beginning(network, groups_of(add_low_rank(network, rank), plan))
         if tuned is Tuned.DECODER:
-            return Beginning(network, groups_of(_of(network.fusion, network.decoder), plan))
+            return Beginning(network, groups_of(_of(*_of_prompts(network)), plan))
         return Beginning(network, list(_by_depth(network, plan)))
 
     return begin
@@ -150,11 +150,17 @@ def confusable(
 def _by_depth(network: TextPromptedNetwork, plan: Plan) -> Iterator[dict[str, Any]]:
     """Groups with smaller shares of the learning rate for stages further from the masks."""
     stages = list(network.encoder.stages)
-    depths: list[tuple[int, list[nn.Module]]] = [(0, [network.decoder, network.fusion]), (1, [network.trunk])]
+    depths: list[tuple[int, list[nn.Module]]] = [(0, _of_prompts(network)), (1, [network.trunk])]
     depths += [(1 + len(stages) - i, [stage]) for i, stage in enumerate(stages)]
     depths.append((2 + len(stages), [network.encoder.stem]))
     for depth, modules in depths:
         yield from groups_of(_of(*modules), plan, LAYER_DECAY**depth)
+
+
+def _of_prompts(network: TextPromptedNetwork) -> list[nn.Module]:
+    """The parts that a prompt goes through, its marks included where the network looks under them."""
+    marks = [] if network.marks is None else [network.marks]
+    return [network.decoder, network.fusion, *marks]
 
 
 def _of(*modules: nn.Module) -> Iterator[nn.Parameter]:

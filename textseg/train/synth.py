@@ -8,6 +8,7 @@ tissue, since tracers differ, mostly low and seldom high, seen through a wide bl
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from collections.abc import Mapping
@@ -89,10 +90,18 @@ def _ct_tissues(
             drawn[name] = Tissue(mean, row["texture"] * random.uniform(0.4, 1.4), bool(row.get("gas")))
         # Left and right are nearly the same tissue, never exactly.
         mean = drawn[name].mean + random.normal(0, 4)
-        if AIRY.search(name) and random.random() < WITHOUT_AIR:
-            mean = random.uniform(-400, 40)
+        if AIRY.search(name):
+            mean = _with_or_without_air(mean, random)
         tissues[value] = Tissue(mean, drawn[name].texture, drawn[name].gas)
     return tissues
+
+
+def _with_or_without_air(mean: float, random: np.random.Generator) -> float:
+    """A lung's density in HU, seldom that of a collapsed, consolidated or drowned one."""
+    # Far ahead in the same sequence, so that everything else is drawn as where lungs are never without air.
+    ahead = copy.deepcopy(random)
+    ahead.bit_generator.advance(2**32)  # type: ignore[attr-defined]
+    return float(ahead.uniform(-400, 40)) if ahead.random() < WITHOUT_AIR else mean
 
 
 def _mr_tissues(
