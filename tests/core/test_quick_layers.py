@@ -140,3 +140,34 @@ def test_functions_are_taken_like_modules(taken):
     expected = F.conv3d(x, weight[:, :2], None, 1, 1, 1, 2)
     assert torch.allclose(quickly(F.conv3d, x, weight[:, :2], None, 1, 1, 1, 2), expected, atol=1e-5)
     assert taken == ["convolved"]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=["plain", "last"])
+@pytest.mark.parametrize("slope", [None, 0.0, 0.1])
+@pytest.mark.parametrize("is_added", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+def test_norm_sum_and_rectifier_in_one_pass(affine, is_added, slope, layout, monkeypatch):
+    monkeypatch.setattr(quick, "CACHED", 100)
+    norm = nn.InstanceNorm3d(3, affine=affine)
+    for parameter in norm.parameters():
+        parameter.copy_(torch.randn_like(parameter))
+    x, added = ((torch.randn(2, 3, 4, 5, 7) * 3 + 1).contiguous(memory_format=layout) for _ in range(2))
+    expected = norm(x) + (added if is_added else 0)
+    if slope is not None:
+        expected = F.leaky_relu(expected, slope)
+    before = added.clone()
+    found = quick.norm_and_rectify(x, norm, slope, added if is_added else None)
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert found.is_contiguous(memory_format=LAST)
+    assert torch.equal(added, before)
+    if layout is LAST:
+        assert found.data_ptr() == x.data_ptr()
+
+
+def test_one_pass_leaves_other_types_to_torch():
+    norm = nn.InstanceNorm3d(3).double()
+    x, added = torch.randn(2, 3, 4, 5, 7).double(), torch.randn(2, 3, 4, 5, 7).double()
+    before = x.clone()
+    found = quick.norm_and_rectify(x, norm, 0.2, added)
+    assert torch.equal(found, F.leaky_relu(norm(before) + added, 0.2))
+    assert torch.equal(x, before)
