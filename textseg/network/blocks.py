@@ -31,8 +31,10 @@ class InstanceNorm(nn.InstanceNorm3d):
             return super().forward(x)
         # Channels lie last: so the voxels are a matrix without a copy, and back.
         voxels = x.permute(0, 2, 3, 4, 1).flatten(1, 3)
-        normalised: Tensor = _NormaliseVoxels.apply(voxels, self.weight, self.bias, self.eps)
-        return normalised.unflatten(1, x.shape[2:]).permute(0, 4, 1, 2, 3)
+        normalised: Tensor = _NormaliseVoxels.apply(  # type: ignore[no-untyped-call]
+            voxels, self.weight, self.bias, self.eps
+        )
+        return normalised.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 4, 1, 2, 3)
 
     @staticmethod
     def _is_ours(x: Tensor) -> bool:
@@ -42,7 +44,7 @@ class InstanceNorm(nn.InstanceNorm3d):
             and x.dtype == torch.float32
             and x.shape[1] > 1
             and x.is_contiguous(memory_format=torch.channels_last_3d)
-            and not torch.jit.is_tracing()
+            and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         )
 
 
