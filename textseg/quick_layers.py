@@ -114,8 +114,8 @@ def norm_and_rectify(
     for index, image in enumerate(x):
         scale, shift = _scale_and_shift(image, norm.weight, norm.bias, norm.eps)
         some = max(1, CACHED // len(image))
-        parts = _voxels(image).split(some)
-        others = [None] * len(parts) if more is None else _voxels(more[index]).split(some)
+        parts = _voxels(image).split(some)  # type: ignore[no-untyped-call]
+        others = [None] * len(parts) if more is None else _voxels(more[index]).split(some)  # type: ignore
         for part, other in zip(parts, others, strict=True):
             torch.addcmul(shift, part, scale, out=part)
             if other is not None:

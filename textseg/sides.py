@@ -184,7 +184,7 @@ def _means(text: str, structure: str, prompt: Prompt, lexicon: Lexicon) -> bool:
 
 def _side_words_swapped(text: str) -> str:
     """The text with "left" for "right" and the other way round; words of other languages become English."""
-    others = dict(zip(SIDES, reversed(SIDES), strict=True))
+    others: dict[str, str] = dict(zip(SIDES, reversed(SIDES), strict=True))
 
     def swapped(found: re.Match[str]) -> str:
         side = side_of(token(found[0]))

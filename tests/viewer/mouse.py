@@ -10,7 +10,8 @@ from qtpy.QtWidgets import QApplication
 
 from textseg.viewer.coordinates import plane_position
 
-SECONDS = 60
+# Machines may be busy with something else.
+SECONDS = 300
 KINDS = {
     "press": QEvent.Type.MouseButtonPress,
     "move": QEvent.Type.MouseMove,

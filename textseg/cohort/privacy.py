@@ -137,8 +137,11 @@ def _forms(value: str, kind: str) -> Iterator[str]:
 def names_on(paths: Iterable[Path], below: Path) -> set[str]:
     """The names of folders on the way to files, from a folder downwards: archives are sorted by patients."""
     inner = {path.relative_to(below) if path.is_relative_to(below) else path for path in paths}
-    names = {name for path in inner for name in path.parent.parts if len(name) >= SHORTEST}
-    return {name for name in names if name.lower() not in PLAIN_FOLDERS}
+    return {name for path in inner for name in path.parent.parts if _may_tell(name)}
+
+
+def _may_tell(folder: str) -> bool:
+    return len(folder) >= SHORTEST and folder.lower() not in PLAIN_FOLDERS
 
 
 def hide(text: str, hidden: Iterable[str]) -> str:
@@ -201,7 +204,7 @@ def hide_in(one: Shown, ids: Ids, text: str) -> str:
         return text
     for path in map(Path, one.scan):
         text = text.replace(str(path), one.id)
-        text = text.replace(path.name, one.id) if len(path.name) >= SHORTEST else text
+        text = text.replace(path.name, one.id) if _may_tell(path.name) else text
     return hide(text, one.hidden)
 
 

@@ -238,8 +238,7 @@ class _Finder:
         hidden = {one for series in found for one in series.identifiers}
         self.identifiers |= hidden
         hidden |= {one for series in found for one in series.descriptions}
-        hidden |= names_on([*row.scan, *files], _absolute(root))
-        hidden |= {path.name for path in row.scan}
+        hidden |= names_on([*files, *(path / "file" for path in row.scan)], _absolute(root))
         job = self._job(row.scan, row.id or f"row{row.number:04d}")
         return replace(job, is_dicom=True, hidden=tuple(sorted(hidden)))
 

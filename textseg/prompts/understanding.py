@@ -154,7 +154,7 @@ def _in_english(
         return tokens[1:] if _starts_with_article(tokens, text, lexicon) else tokens
     dropped = {word for language in spoken for word in languages.FUNCTION_WORDS[language]}
     sides = {letter: side for language in spoken for letter, side in languages.SIDE_LETTERS[language].items()}
-    read = []
+    read: list[str] = []
     for at, token in enumerate(tokens):
         # A letter before a number is no side: "vertèbre D 12".
         numbered = any(following.isdigit() for following in tokens[at + 1 : at + 2])

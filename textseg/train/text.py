@@ -97,9 +97,13 @@ class TextRecipe:
 
 # From a trained tower, larger steps would first forget what the next ones learn again. The canonical words
 # have a loss of their own, without the noise that the other texts are read with.
-KEEPING = TextRecipe(learning_rate=5e-4, texts=60_000, batch=192, canonical=0.0, held=128, hold=200.0)
+KEEPING = TextRecipe(
+    learning_rate=3e-4, texts=60_000, batch=192, foreign=0.35, canonical=0.0, held=128, hold=200.0
+)
 # Paraphrases are slow to write; each is drawn so often.
-DRAWS_OF_A_TEXT = 6
+DRAWS_OF_A_TEXT = 4
+# Canonical words that moved furthest in a step count once more.
+WORST = 8
 
 
 def train_text_tower(
@@ -176,7 +180,7 @@ def measure_kept(
         canonical_name(structures[random.integers(len(structures))], findings[random.integers(len(findings))])
         for _ in range(texts)
     ]
-    figures = {}
+    figures: dict[str, float] = {}
     for name, words in (("concepts", lexicon.names()), ("findings in places", placed)):
         cosines = (embed_many(encoder, words) * embed_many(kept, words)).sum(dim=1)
         figures |= {
@@ -334,13 +338,15 @@ def _losses(
 
 
 def _moved(tower: TextTower, kept: OwnTextEncoder, words: Sequence[str], vectors: Tensor) -> Tensor:
-    """The mean of 1 - cosine of canonical words, read without any noise, to the vectors that they keep."""
+    """1 - cosine of canonical words, read without noise, to the vectors that they keep: mean and worst."""
     ids, mask = encode(kept.vocabulary, words, tower.plan.longest_tokens)
     tower.dropout.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
         embedded = _embed_by_length(tower, ids, mask)
     tower.dropout.train()
-    return 1 - (embedded * vectors).sum(dim=1).mean()
+    distances = 1 - (embedded * vectors).sum(dim=1)
+    # The mean alone leaves a few words far behind.
+    return distances.mean() + distances.topk(min(WORST, len(words))).values.mean()
 
 
 def _embed_by_length(tower: TextTower, ids: Tensor, mask: Tensor, parts: int = 4) -> Tensor:

@@ -37,6 +37,9 @@ WRONG = "color: #ff7a6e;"
 FOLDER, SAM, NNINTERACTIVE = "Folder…", "SAM weights…", "nnInteractive folder…"
 # A tilt that nobody sees is not worth a word.
 TILT_DEGREES = 0.5
+# As long as its widget is there: Python's collector would take a panel of a closed window apart before Qt
+# tells it so.
+_OPEN: set[Panel] = set()
 
 
 class Panel:
@@ -66,7 +69,7 @@ class Panel:
         self._drawn_key: ScanKey | None = None
         self._closed = False
         self._rows: tuple[Row, ...] = ()
-        # Qt keeps the function, and with it the panel, as long as there is the widget.
+        _OPEN.add(self)
         self.widgets.root.destroyed.connect(lambda: self.close())
         self._connect()
         self._list_models()
@@ -177,6 +180,7 @@ class Panel:
         if self._closed:
             return
         self._closed = True
+        _OPEN.discard(self)
         for event, callback in self._events():
             event.disconnect(callback)
         for shortcut in SHORTCUTS:
