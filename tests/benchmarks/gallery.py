@@ -1,6 +1,6 @@
 """Pictures of what the default model makes of four real scans: a head, an abdomen, a sarcoma, a hippocampus.
 
-    python tests/benchmarks/gallery.py DATA [--model default] [--work FOLDER] [-o docs/gallery.png]
+    python tests/benchmarks/gallery.py DATA [--model default] [--work FOLDER] [-o docs/gallery.jpg]
 
 None of the four was trained on. Each is segmented as `textseg predict` does, drawn as its preview, and put
 below the one before; masks that were not found are named in the legend as such.
@@ -53,7 +53,7 @@ EXHIBITS = (
         "Abdomen, CT in the portal phase (CC BY)",
     ),
     Exhibit(
-        "Dataset002_Sarcoma/imagesTr/{sarcoma}_MR_0000.nii.gz",
+        "Dataset002_Sarcoma/imagesTr/{sarcoma}_MR_T1_0000.nii.gz",
         ("soft tissue sarcoma",),
         "Soft tissue sarcoma, MR T1 (TCIA, Vallières 2015, CC BY 3.0)",
     ),
@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--model", default="default")
     parser.add_argument("--sarcoma", required=True, help="a patient that was held back, STS_005")
     parser.add_argument("--hippocampus", required=True, help="a crop that was held back, hippocampus_001")
-    parser.add_argument("-o", "--out", type=Path, default=Path("docs/gallery.png"))
+    parser.add_argument("-o", "--out", type=Path, default=Path("docs/gallery.jpg"))
     asked = parser.parse_args()
     segmenter = Segmenter(asked.model)
     with tempfile.TemporaryDirectory(prefix="textseg-") as folder:
@@ -82,8 +82,8 @@ def main() -> None:
     for picture in pictures:
         page.paste(picture, (0, top))
         top += picture.height
-    # Few colours, a third of the size: it travels with the repository.
-    page.quantize(255).save(asked.out, optimize=True)
+    # Not as PNG, which would be three times as large: it travels with the repository.
+    page.save(asked.out, quality=88)
 
 
 def _picture(segmenter: Segmenter, exhibit: Exhibit, asked: argparse.Namespace, folder: Path) -> Image.Image:
