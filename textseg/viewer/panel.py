@@ -37,8 +37,7 @@ WRONG = "color: #ff7a6e;"
 FOLDER, SAM, NNINTERACTIVE = "Folder…", "SAM weights…", "nnInteractive folder…"
 # A tilt that nobody sees is not worth a word.
 TILT_DEGREES = 0.5
-# As long as its widget is there: Python's collector would take a panel of a closed window apart before Qt
-# tells it so.
+# Qt holds a panel weakly; it stays as long as its widget is there, or until it is closed.
 _OPEN: set[Panel] = set()
 
 
@@ -70,7 +69,8 @@ class Panel:
         self._closed = False
         self._rows: tuple[Row, ...] = ()
         _OPEN.add(self)
-        self.widgets.root.destroyed.connect(lambda: self.close())
+        # No function that holds the panel: the collector would take that apart first, and Qt call it then.
+        self.widgets.root.destroyed.connect(self.close)
         self._connect()
         self._list_models()
         self._list_layers()
