@@ -68,11 +68,13 @@ class FoldedUpsampling:
 
     def __init__(self, up: nn.ConvTranspose3d, conv: nn.Conv3d) -> None:
         weight = conv.weight.detach()
-        self.stride, self.padding = cast(Shape, up.stride), cast(Shape, conv.padding)
+        self.padding = cast(Shape, conv.padding)
         self.axes = _axes(up, conv)
         self.upsampled = weight[:, : up.out_channels]
         self.skip = weight[:, up.out_channels :].contiguous(memory_format=CHANNELS_LAST)
-        self.folded = _folded(up.weight.detach(), self.upsampled, self.axes)
+        # In float64, so that folding rounds no more than once.
+        folded = fold(up.weight.detach().double(), self.upsampled.double(), self.axes)
+        self.folded = folded.to(weight)
         self.up_bias = up.weight.new_zeros(up.out_channels) if up.bias is None else up.bias.detach()
         # What the upsampled map's bias gives where no border is near.
         self.within = self.upsampled.sum(dim=(2, 3, 4)) @ self.up_bias
@@ -83,34 +85,11 @@ class FoldedUpsampling:
         out = torch.conv3d(skip, self.skip, self.bias, 1, self.padding)
         out = out.contiguous(memory_format=CHANNELS_LAST)
         apart = torch.conv3d(coarse, self.folded, None, 1, [axis.padding for axis in self.axes])
-        self._add_in_place(out, apart, coarse.shape[2:])
+        put_in_place(apart, self.axes, out, out)
         if self.up_bias.any():
-            _add_near_borders(out, self._bias_near_borders(out.shape[2:]))
+            near = bias_map(self.up_bias, self.upsampled, out.shape[2:]) - self.within[:, None, None, None]
+            add_near_borders(out, near)
         return out
-
-    def _add_in_place(self, out: Tensor, apart: Tensor, coarse: torch.Size) -> None:
-        """What each place in a coarse voxel gets, (batch, places · channels, x, y, z), to where it lies."""
-        batch, channels = out.shape[:2]
-        apart = apart.permute(0, 2, 3, 4, 1)
-        apart = apart.reshape(*apart.shape[:4], *self.stride, channels)
-        sizes = [n for pair in zip(coarse, self.stride, strict=True) for n in pair]
-        fine = out.permute(0, 2, 3, 4, 1).view(batch, *sizes, channels)
-        for x, y, z in product(*(range(step) for step in self.stride)):
-            here = apart[..., x, y, z, :]
-            for axis, place in enumerate((x, y, z)):
-                here = here.narrow(axis + 1, self.axes[axis].shifts[place], coarse[axis])
-            fine[:, :, x, :, y, :, z] += here
-
-    def _bias_near_borders(self, fine: torch.Size) -> Tensor:
-        """By how much less the upsampled map's bias gives near borders, beyond which there are zeros.
-
-        (1, channels, 3, 3, 3): along each axis for the first voxel, for all within, and for the last one; of
-        shorter axes for each voxel.
-        """
-        shape = [min(n, 3) for n in fine]
-        constant = self.up_bias[None, :, None, None, None].expand(1, -1, *shape)
-        here = torch.conv3d(constant, self.upsampled, None, 1, self.padding)
-        return here - self.within[:, None, None, None]
 
 
 def is_worth_folding(up: nn.Module, conv: nn.Module) -> bool:
@@ -138,22 +117,73 @@ def _axes(up: nn.ConvTranspose3d, conv: nn.Conv3d) -> list[Axis]:
     return [axis_of(*pair) for pair in zip(up.stride, conv.kernel_size, strict=True)]
 
 
-def _folded(up: Tensor, conv: Tensor, axes: Sequence[Axis]) -> Tensor:
+def fold(up: Tensor, conv: Tensor, axes: Sequence[Axis]) -> Tensor:
     """up (coarse, middle, stride), conv (out, middle, kernel) → (places · out, coarse, folded kernel)."""
-    places = up.shape[2:]
-    given = up.dtype
-    # In float64, so that folding rounds no more than once.
-    up, conv = up.double(), conv.double()
-    folded = up.new_zeros(*places, len(conv), len(up), *(axis.kernel for axis in axes))
-    for x, y, z in product(*(range(n) for n in places)):
-        kernel = folded[x, y, z]
-        for along in product(axes[0].taps[x], axes[1].taps[y], axes[2].taps[z]):
-            (a, i, p), (b, j, q), (c, k, r) = along
-            kernel[..., a, b, c] += conv[:, :, i, j, k] @ up[:, :, p, q, r].T
-    return folded.flatten(0, 3).to(given).contiguous(memory_format=CHANNELS_LAST)
+    # Each tap of the one with each tap of the other: (coarse, p, q, r, out, i, j, k).
+    both = torch.tensordot(up.movedim(1, -1), conv.movedim(1, 0), dims=1)
+    x, y, z = (_where_taps_go(axis).to(both) for axis in axes)
+    both = torch.einsum("npqroijk,scrk->npqoijsc", both, z)
+    both = torch.einsum("npqoijsc,tbqj->npoistcb", both, y)
+    both = torch.einsum("npoistcb,uapi->utsonabc", both, x)
+    return both.flatten(0, 3).contiguous(memory_format=CHANNELS_LAST)
 
 
-def _add_near_borders(out: Tensor, borders: Tensor) -> None:
+def _where_taps_go(axis: Axis) -> Tensor:
+    """(places, folded taps, stride, taps): 1 where a tap that sees a place belongs to a folded tap."""
+    kernel = max(tap for seen in axis.taps for _, tap, _ in seen) + 1
+    where = torch.zeros(len(axis.taps), axis.kernel, len(axis.taps), kernel)
+    for place, seen in enumerate(axis.taps):
+        for folded, tap, fine in seen:
+            where[place, folded, fine, tap] = 1
+    return where
+
+
+def places(axes: Sequence[Axis]) -> list[tuple[int, ...]]:
+    """The places of a fine voxel in its coarse one, in the order of the folded convolution's channels."""
+    return list(product(*(range(len(axis.taps)) for axis in axes)))
+
+
+def shifted(apart: Tensor, axes: Sequence[Axis], place: Sequence[int]) -> Tensor:
+    """Of what a folded convolution gives one place, (batch, channels, x, y, z), the coarse map's voxels."""
+    for dim, (axis, at) in enumerate(zip(axes, place, strict=True), start=2):
+        more = 2 * axis.padding - axis.kernel + 1
+        apart = apart.narrow(dim, axis.shifts[at], apart.shape[dim] - more)
+    return apart
+
+
+def by_place(fine: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """A fine channels-last map seen as (x, stride, y, stride, z, stride) behind (batch, channels)."""
+    stride = [len(axis.taps) for axis in axes]
+    sizes = [n for size, step in zip(fine.shape[2:], stride, strict=True) for n in (size // step, step)]
+    batch, channels = fine.shape[:2]
+    return fine.permute(0, 2, 3, 4, 1).view(batch, *sizes, channels).movedim(-1, 1)
+
+
+def put_in_place(apart: Tensor, axes: Sequence[Axis], skip: Tensor, out: Tensor) -> None:
+    """Write the sum of a skip's part and of what the folded convolution gives each place.
+
+    Args:
+        apart: (batch, places · channels, x, y, z), up to one voxel longer than the coarse map.
+        skip, out: (batch, channels, x, y, z) of the fine map, channels-last; they may be the same.
+    """
+    theirs, ours = by_place(skip, axes), by_place(out, axes)
+    for (x, y, z), each in zip(places(axes), torch.split(apart, out.shape[1], dim=1), strict=True):
+        here = shifted(each, axes, (x, y, z))
+        torch.add(theirs[:, :, :, x, :, y, :, z], here, out=ours[:, :, :, x, :, y, :, z])
+
+
+def bias_map(bias: Tensor, conv: Tensor, fine: Sequence[int]) -> Tensor:
+    """What a convolution (out, middle, kernel) gives of a map that is one value a channel, beyond which is 0.
+
+    (1, out, 3, 3, 3): along each axis for the first voxel, for all within, and for the last one; of shorter
+    axes for each voxel.
+    """
+    shape = [min(n, 3) for n in fine]
+    constant = bias[None, :, None, None, None].expand(1, -1, *shape)
+    return torch.conv3d(constant, conv, None, 1, [n // 2 for n in conv.shape[2:]])
+
+
+def add_near_borders(out: Tensor, borders: Tensor) -> None:
     """Add maps of up to three voxels along each axis; the middle one is for all within, and adds nothing."""
     for axis in range(2, 5):
         last, own_last = out.shape[axis] - 1, borders.shape[axis] - 1

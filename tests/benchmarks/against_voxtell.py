@@ -36,6 +36,7 @@ from textseg.device import Compute, fastest_type
 from textseg.geometry import Geometry
 from textseg.network.voxtell.flow import segment_like_voxtell
 from textseg.network.voxtell.folder import load_voxtell
+from textseg.quick_voxtell import QuickVoxTell
 from textseg.volume import Volume
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -144,6 +145,8 @@ def by_textseg(asked: argparse.Namespace, dtype: torch.dtype) -> Callable[[], An
     compute = Compute(torch.device(asked.device), dtype)
     network = load_voxtell(asked.work).to(compute.device)
     network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+    if compute.device.type == "cpu" and dtype == torch.float32:
+        network = QuickVoxTell(network)
     volume = Volume(voxels(asked), Geometry(tuple(asked.shape), np.eye(4)))
     text = vectors(asked)
     return lambda: segment_like_voxtell(volume, network, text, compute)[0]
