@@ -137,6 +137,27 @@ def test_small_spelling_errors_are_forgiven(text: str, canonical: str) -> None:
     assert understand(text).canonical == canonical
 
 
+@pytest.mark.parametrize(
+    ("text", "structure"),
+    [
+        ("occipital lobs", "occipital_lobes"),
+        ("left great saphenous vin", "left_great_saphenous_vein"),
+        ("nasal boe (left)", "left_nasal_bone"),
+        ("verebral artery right", "right_vertebral_artery"),
+        ("mamillary body on the left", "left_mammillary_body"),
+        ("vean portae hepatis", "portal_vein"),
+        ("external iliaac veins", "external_iliac_veins"),
+        ("kidney tibe", "ureters"),
+        ("sixht rib on the left", "left_rib_6"),
+        # What makes no name with its neighbours is no slip.
+        ("liver bed", "liver"),
+        ("hip pain", "hip_bones"),
+    ],
+)
+def test_a_slip_is_mended_into_the_word_that_makes_a_name(text: str, structure: str) -> None:
+    assert understand(text).structure is LEXICON.concepts[structure]
+
+
 @pytest.mark.parametrize("text", ["ileum", "ilium", "ureter", "urethra", "uterus", "peroneal", "radius"])
 def test_a_word_that_is_right_is_not_corrected(text: str) -> None:
     prompt = understand(text)

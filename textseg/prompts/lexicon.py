@@ -120,7 +120,9 @@ class Lexicon:
         self.general = frozenset(general)
         self.vocabulary: frozenset[str] = frozenset(self._shorthand).union(*self._names, *self._adjectives)
         self.plain_words = frozenset(cleaning.token(word) for word in plain_words) - self.vocabulary
-        self.spelling_words = _spelling_words(self.concepts.values())
+        written = _written_words(self.concepts.values())
+        self.spelling_words = written - _short_lay_words(self.concepts.values())
+        self.words_in_names = written.union(cleaning.ORDINALS)
         self.also_english = frozenset(cleaning.token(word) for word in also_english)
         self.latin_pairs = _latin_pairs(self.concepts.values())
         self._languages = _languages_of_words(self.concepts.values())
@@ -506,18 +508,29 @@ def _index(concepts: Iterable[Concept], words_of: Any) -> dict[tuple[str, ...], 
     return index
 
 
-def _spelling_words(concepts: Iterable[Concept]) -> frozenset[str]:
-    """Words into which spelling is corrected: English and Latin. Translations would catch English words.
+def _written_words(concepts: Iterable[Concept]) -> frozenset[str]:
+    """English and Latin words into which spelling is corrected, as they are compared.
 
-    So would short lay words: "trips" is no slip for "traps".
+    And longer ones as they are written: British "tumour", Latin plurals. Translations would catch English
+    words.
     """
     found: set[str] = set()
     for concept in concepts:
-        lay = {word for name in concept.lay for word in _tokens(name)}
         for words in (*concept.forms, *concept.adjectives, concept.latin or ""):
-            tokens = _tokens(words)
-            found.update(token for token in tokens if len(token) >= (6 if token in lay else 4))
+            found.update(token for token in _tokens(words) if len(token) >= 4)
+            written = words.lower().replace("-", " ").split()
+            found.update(word for word in written if len(word) >= (7 if word.endswith("s") else 6))
     return frozenset(found.difference(cleaning.SIDES))
+
+
+def _short_lay_words(concepts: Iterable[Concept]) -> frozenset[str]:
+    """Short words of lay names alone, into which too much would be corrected: "trips" is no "traps"."""
+    lay, others = set[str](), set[str]()
+    for concept in concepts:
+        names = [name.removeprefix(f"{concept.side} ") for name in concept.lay]
+        for words in (*concept.forms, *concept.adjectives, concept.latin or ""):
+            (lay if any(name in words for name in names) else others).update(_tokens(words))
+    return frozenset(word for word in lay - others if len(word) < 6)
 
 
 def _tokens(name: str) -> tuple[str, ...]:

@@ -111,8 +111,8 @@ def understand(text: str, lexicon: Lexicon | None = None) -> Prompt:
     words = cleaning.clean(_without_latin_letters(text, lexicon))
     spoken = lexicon.spoken(words)
     said = _in_english(cleaning.tokens(words), spoken, text, lexicon)
-    spelt = (_spelt(token, lexicon) for token in _split_sides(said, lexicon))
-    tokens = _without_neighbours(lexicon.expand(tuple(spelt)), lexicon)
+    spelt = _spelt(tuple(_split_sides(said, lexicon)), lexicon)
+    tokens = _without_neighbours(lexicon.expand(spelt), lexicon)
     side = _side_said(tokens, words, text)
     foreign = bool(spoken) or (len(said) == 1 and said[0] in lexicon.also_english)
     matches = _matches(tokens, lexicon, foreign)
@@ -364,21 +364,82 @@ def _unused(tokens: tuple[str, ...], place: _Match | None, matches: Iterable[_Ma
 # Spelling.
 
 
-def _spelt(token: str, lexicon: Lexicon) -> str:
-    """The token, or the one lexicon word that it nearly is."""
-    known = token in lexicon.vocabulary or token in SIDES or token in lexicon.plain_words
-    if known or len(token) < 4 or any(character.isdigit() for character in token):
-        return token
-    # The plural ending may have been cut from a word that only looked plural ("panceras").
-    return _nearest_word(token, lexicon) or _nearest_word(token + "s", lexicon) or token
+def _spelt(tokens: tuple[str, ...], lexicon: Lexicon) -> tuple[str, ...]:
+    """The tokens with their slips mended.
+
+    Each into the one word that it nearly is; of several into the one that makes a name with its neighbours;
+    else into any, if all mean the same.
+    """
+    mended = [_only_word(token, lexicon) or token for token in tokens]
+    for at, token in enumerate(mended):
+        if not _known(token, lexicon) and not _nearly_a_side(token):
+            mended[at] = _fitting_word(mended, at, lexicon) or _any_word(token, lexicon) or token
+    return tuple(mended)
+
+
+def _known(token: str, lexicon: Lexicon) -> bool:
+    words = token in lexicon.vocabulary or token in SIDES or token in lexicon.plain_words
+    return words or any(character.isdigit() for character in token)
+
+
+def _nearly_a_side(token: str) -> bool:
+    return any(edit_distance(token, side, 1) <= 1 for side in SIDES)
+
+
+def _only_word(token: str, lexicon: Lexicon) -> str | None:
+    """The one lexicon word that a token nearly is, if it is a slip."""
+    if len(token) < 4 or _known(token, lexicon):
+        return None
+    nearest = _nearest_words(token, lexicon.spelling_words)
+    if not nearest:
+        # The plural ending may have been cut from a word that only looked plural ("panceras").
+        nearest = _nearest_words(token + "s", lexicon.spelling_words)
+    return nearest[0] if len(nearest) == 1 and not _side_letter_added(token, nearest[0]) else None
+
+
+def _any_word(token: str, lexicon: Lexicon) -> str | None:
+    """One of the words that a token nearly is where all name the same, "orbit" and "orbital": the noun."""
+    nearest = _nearest_words(token, lexicon.spelling_words) if len(token) >= 4 else ()
+    nouns = {word: lexicon.base_of((word,)) for word in nearest}
+    bases = {base or lexicon.base_of((word,), adjective=True) for word, base in nouns.items()}
+    if len(bases) != 1 or None in bases or any(_side_letter_added(token, word) for word in nearest):
+        return None
+    return min(nearest, key=lambda word: (nouns[word] is None, word))
+
+
+def _fitting_word(tokens: list[str], at: int, lexicon: Lexicon) -> str | None:
+    """Of the words that a token nearly is the one that makes the longest name with its neighbours, if any."""
+    token = tokens[at]
+    if len(token) < 3:
+        return None
+    written = (token, token + "s")
+    near = {word for each in written for word in _nearest_words(each, lexicon.words_in_names)}
+    sizes = {word: _name_around([*tokens[:at], word, *tokens[at + 1 :]], at, lexicon) for word in near}
+    longest = max(sizes.values(), default=0)
+    fitting = [word for word, size in sizes.items() if size == longest]
+    return fitting[0] if longest > 1 and len(fitting) == 1 else None
+
+
+def _name_around(tokens: list[str], at: int, lexicon: Lexicon) -> int:
+    """How many tokens the longest name around a token has; side words do not count."""
+    middle = sum(token not in SIDES for token in tokens[:at])
+    names = [token for token in tokens if token not in SIDES]
+    sizes = [
+        stop - start
+        for start in range(max(0, middle - lexicon.longest + 1), middle + 1)
+        for stop in range(middle + 1, min(start + lexicon.longest, len(names)) + 1)
+        if lexicon.base_of(tuple(names[start:stop])) is not None
+    ]
+    return max(sizes, default=0)
 
 
 @functools.lru_cache(maxsize=4096)
-def _nearest_word(token: str, lexicon: Lexicon) -> str | None:
+def _nearest_words(token: str, words: frozenset[str]) -> tuple[str, ...]:
+    """The words that a token nearly is, all those that are nearest, as they are compared."""
     allowed = 2 if len(token) >= 8 else 1
     letters = set(token)
     nearest: list[str] = []
-    for word in lexicon.spelling_words:
+    for word in words:
         # One slip changes the set of letters by two at most: most words need no closer look.
         if abs(len(word) - len(token)) > allowed or len(letters.symmetric_difference(word)) > 2 * allowed:
             continue
@@ -391,7 +452,7 @@ def _nearest_word(token: str, lexicon: Lexicon) -> str | None:
             allowed = distance
         elif distance == allowed:
             nearest.append(word)
-    return nearest[0] if len(nearest) == 1 and not _side_letter_added(token, nearest[0]) else None
+    return tuple(dict.fromkeys(cleaning.token(word) for word in nearest))
 
 
 def _side_letter_added(token: str, word: str) -> bool:

@@ -98,7 +98,7 @@ class TextRecipe:
 # From a trained tower, larger steps would first forget what the next ones learn again. The canonical words
 # have a loss of their own, without the noise that the other texts are read with.
 KEEPING = TextRecipe(
-    learning_rate=3e-4, texts=60_000, batch=192, foreign=0.35, canonical=0.0, held=128, hold=200.0
+    learning_rate=5e-4, texts=60_000, batch=192, foreign=0.35, canonical=0.0, held=128, hold=200.0
 )
 # Paraphrases are slow to write; each is drawn so often.
 DRAWS_OF_A_TEXT = 4
