@@ -18,6 +18,7 @@ from textseg_cli.training import (
     Fold,
     Folds,
     HoldBack,
+    Licence,
     Minutes,
     Overwrite,
     Patients,
@@ -70,13 +71,15 @@ def finetune(
     minutes: Minutes = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     exact: Deterministic = False,
+    licence: Licence = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Teach a model your own labels and words.
 
     Checks the dataset, prepares its cases, trains, scores the cases that were
     held back, and writes a model that `textseg predict --model OUT` runs. Stopped
-    at any time, the same command goes on.
+    at any time, the same command goes on. Without --licence the new weights are under
+    that of the ones they begin with.
     """
     from textseg.dataset import read_dataset
     from textseg.device import choose_compute
@@ -92,7 +95,7 @@ def finetune(
     lexicon = default_lexicon()
     run = run or run_beside(out)
     model = find_model(start)
-    places = RunPlaces(out, run, run / "cases", model.path)
+    places = RunPlaces(out, run, run / "cases", model.path, licence or model.licence)
     compute = choose_compute(device.value)
     check_writable(places)
     check_model_place(places, overwrite=overwrite)

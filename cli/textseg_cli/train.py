@@ -21,6 +21,7 @@ from textseg_cli.training import (
     Fold,
     Folds,
     HoldBack,
+    Licence,
     Minutes,
     Overwrite,
     Patients,
@@ -95,6 +96,7 @@ def train(
     minutes: Minutes = None,
     device: Annotated[Device, typer.Option(help="Where to compute.")] = Device.AUTO,
     exact: Deterministic = False,
+    licence: Licence = None,
     overwrite: Overwrite = False,
 ) -> None:
     """Train a network from scratch on your own dataset, or by a plan's own recipe.
@@ -109,7 +111,7 @@ def train(
     torchrun --nproc-per-node 2 -m textseg_cli -- train ...
     """
     run, model = _run_and_model(run, out)
-    places = _places(source, model, run, arrays or run / "cases", text)
+    places = _places(source, model, run, arrays or run / "cases", text, licence)
     longest = math.inf if minutes is None else minutes
     with together(device, exact) as screen:
         if _is_dataset(source):
@@ -298,7 +300,9 @@ def _is_dataset(folder: Path) -> bool:
     return not names <= {PLAN_FILE}
 
 
-def _places(source: Path, model: Path, run: Path, arrays: Path, text: str | None) -> RunPlaces:
+def _places(
+    source: Path, model: Path, run: Path, arrays: Path, text: str | None, licence: str | None
+) -> RunPlaces:
     from textseg.embeddings.tower import WEIGHTS_FILE
     from textseg.models import find_model
     from textseg.train.export import RunPlaces
@@ -309,7 +313,7 @@ def _places(source: Path, model: Path, run: Path, arrays: Path, text: str | None
         tower = Path(text)
     else:
         tower = find_model(text).path
-    return RunPlaces(model, run, arrays, tower)
+    return RunPlaces(model, run, arrays, tower, licence)
 
 
 def _gather_once(plan_folder: Path, data: Path | None, arrays: Path, plan: Plan, progress: Progress) -> None:

@@ -44,6 +44,10 @@ Deterministic = Annotated[
     bool,
     typer.Option("--deterministic", help="Same weights bit for bit each time: float32, one thread, slower."),
 ]
+Licence = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Of the new weights, kept in them and in every record: CC BY 4.0."),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace a model that is there.")]
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from tests.cli.conftest import Run, Stub
 from tests.train.test_labelled import write_dataset
+from textseg.models import ModelFolder
 from textseg.network.weights import NETWORK_FILE
 
 
@@ -115,3 +116,20 @@ def test_a_model_that_is_there_is_not_replaced_unasked(
     assert (copy / NETWORK_FILE).read_bytes() == (tiny_model / NETWORK_FILE).read_bytes()
     assert textseg("finetune", dataset, *options, "--overwrite").exit_code == 0
     assert "Step 2 of 2" in textseg("finetune", dataset, *options).stdout
+
+
+def test_the_licence_goes_from_the_weights_to_those_that_were_made_of_them(
+    textseg: Run, tiny_model: Path, dataset: Path, tmp_path: Path
+) -> None:
+    options = ("--steps", "1", "--device", "cpu", "--hold-back", "3")
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    asked = ("--licence", "CC BY 4.0")
+    assert textseg("finetune", dataset, "--from", tiny_model, "-o", first, *options).exit_code == 0
+    assert ModelFolder("first", first).licence is None
+    assert textseg("finetune", dataset, "--from", first, "-o", second, *options, *asked).exit_code == 0
+    assert ModelFolder("second", second).licence == "CC BY 4.0"
+    assert textseg("finetune", dataset, "--from", second, "-o", third, *options).exit_code == 0
+    assert ModelFolder("third", third).licence == "CC BY 4.0"
+    exported = tmp_path / "exported"
+    assert textseg("export", tmp_path / "third.run", "-o", exported, "--float32").exit_code == 0
+    assert ModelFolder("exported", exported).licence == "CC BY 4.0"

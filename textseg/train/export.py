@@ -35,9 +35,11 @@ from textseg.train.checkpoint import BEST_FILE, STATE_FILE, find_best
 from textseg.train.continued import Round, rounds_of, write_rounds
 from textseg.train.finetune import add_low_rank, merge_low_rank
 from textseg.train.loop import Trained
-from textseg.train.recipe import save_model, write_scored_card
+from textseg.train.recipe import save_model, weights_metadata, write_scored_card
 
 TAUGHT_FORMAT = "textseg-taught-1"
+# In a run's folder: the licence that its weights are to be under; missing where nobody said.
+LICENCE_FILE = "licence.txt"
 # The run's note of the model that it wrote, to know it again.
 WRITTEN_FILE = "written.json"
 UNSCORED_CARD = """# Model card: textseg {name}
@@ -56,12 +58,16 @@ This model was taken out of a run and has not been scored on held-back cases.
 
 @dataclass(frozen=True)
 class RunPlaces:
-    """The folders of a run: of the model that it makes, of its state, of its cases, of the text tower."""
+    """The folders of a run: of the model that it makes, of its state, of its cases, of the text tower.
+
+    licence: what the model's weights are to be under, such as "CC BY 4.0"; None where nobody said.
+    """
 
     model: Path
     run: Path
     arrays: Path
     text: Path
+    licence: str | None = None
 
 
 def check_model_place(places: RunPlaces, *, overwrite: bool, own_plan: Path | None = None) -> None:
@@ -91,10 +97,12 @@ def text_files(plan: Plan) -> tuple[str, ...]:
 
 
 def keep_beside(places: RunPlaces, plan: Plan) -> None:
-    """Put the text tower, and what the cases teach, into the run's folder, so that it can be exported."""
+    """Put text tower, licence, and what the cases teach into the run's folder, so that it can be exported."""
     for name in text_files(plan):
         _write_unless_same(places.run / name, (places.text / name).read_bytes())
     _write_unless_same(places.run / TAUGHT_FILE, taught_document(places.arrays))
+    if places.licence:
+        _write_unless_same(places.run / LICENCE_FILE, f"{places.licence}\n".encode())
 
 
 def write_trained(
@@ -119,7 +127,7 @@ def write_trained(
         for name in (CARD_FILE, SCORES_FILE):
             (places.model / name).unlink(missing_ok=True)
     _write_beside(places.model, plan, places.run)
-    save_model(network, plan, places.model, trained.steps)
+    save_model(network, plan, places.model, trained.steps, _licence(places.run))
     here = describe_device(compute.device)
     last = Round(trained.steps, round(trained.seconds / 3600, 2), here, date.today().isoformat())
     rounds = rounds_of(places.run, last)
@@ -167,18 +175,19 @@ def export_run(
     try:
         _write_beside(model, kept.plan, run)
         if float32:
-            metadata = {
-                "plan": kept.plan.name,
-                "steps": str(kept.steps),
-                "seed": str(kept.plan.training.seed),
-            }
+            metadata = weights_metadata(kept.plan, kept.steps, _licence(run))
             write_bytes(model / NETWORK_FILE, save(_as_float32(network.state_dict()), metadata))
         else:
-            save_model(network, kept.plan, model, kept.steps)
+            save_model(network, kept.plan, model, kept.steps, _licence(run))
         _write_card(run, model, kept)
     except OSError as error:
         raise OutputError(f"{model} can't be written to: {error.strerror or error}.") from error
     return kept.steps
+
+
+def _licence(run: Path) -> str | None:
+    path = run / LICENCE_FILE
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else None
 
 
 def taught(arrays: Path) -> dict[Target, tuple[str, ...]]:

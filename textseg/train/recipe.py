@@ -133,9 +133,17 @@ def make_stream(plan: Plan, model: Path, arrays: Path, lexicon: Lexicon) -> Samp
     return SampleStream(sampler, vectors, recipe.seed, recipe.steps * recipe.batch)
 
 
-def save_model(network: TextPromptedNetwork, plan: Plan, model: Path, step: int) -> None:
+def save_model(
+    network: TextPromptedNetwork, plan: Plan, model: Path, step: int, licence: str | None = None
+) -> None:
     """Put a trained network's weights into its model's folder."""
-    save_network(network, model, {"plan": plan.name, "steps": str(step), "seed": str(plan.training.seed)})
+    save_network(network, model, weights_metadata(plan, step, licence))
+
+
+def weights_metadata(plan: Plan, step: int, licence: str | None = None) -> dict[str, str]:
+    """What a file of weights tells: its plan, how long it was trained, and its licence if that is known."""
+    told = {"plan": plan.name, "steps": str(step), "seed": str(plan.training.seed)}
+    return told if licence is None else {**told, "license": licence}
 
 
 def write_scored_card(
