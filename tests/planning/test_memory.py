@@ -20,9 +20,9 @@ from textseg.train.memory import (
     measure_training_memory,
 )
 
-# The estimate was within 12 % on the plans that it was fitted to; a small one is mostly the libraries' part,
-# which differs from machine to machine.
-TOLERANCE = 0.35
+# The estimate was within 12 % on the plans that it was fitted to. What the libraries take differs from
+# machine to machine, from 0.1 to 0.3 GB: the plan here is large enough for that to be a small part.
+TOLERANCE = 0.3
 
 
 def with_batch(plan: Plan, batch: int) -> Plan:
@@ -83,8 +83,8 @@ def test_flat_kernels_have_fewer_weights_and_maps_of_the_same_size() -> None:
 @pytest.mark.parametrize("kernels", [None, ((3, 3, 1), (3, 3, 1), (3, 3, 3), (3, 3, 3), (3, 3, 3))], ids=str)
 def test_measured_memory_is_what_was_estimated(kernels: tuple[Triple, ...] | None) -> None:
     plan = read_plan(plans_folder() / "default")
-    network = plan.network.model_copy(update={"width": 8, "kernels": kernels})
-    training = plan.training.model_copy(update={"patch_voxels": (48, 64, 48), "prompts_per_sample": 4})
+    network = plan.network.model_copy(update={"kernels": kernels})
+    training = plan.training.model_copy(update={"patch_voxels": (96, 96, 64), "prompts_per_sample": 4})
     plan = plan.model_copy(update={"network": network, "training": training})
     estimated = estimate_training_memory(plan, bytes_per_value("cpu")).total
     assert measure_training_memory(plan) == pytest.approx(estimated, rel=TOLERANCE)
