@@ -28,7 +28,7 @@ def write_tiny_model(folder: Path, *, presence: float = 0.0) -> Path:
     torch.manual_seed(3)
     network = build_network(plan)
     # Fresh networks mark nothing: that start is right for training only.
-    torch.nn.init.zeros_(network.decoder.scales[0].logit.bias)
+    torch.nn.init.zeros_(network.decoder.scales[-1].kernel.by_words.bias)
     write_plan(plan, folder / PLAN_FILE)
     save_network(network, folder, {})
     save_tower(TextTower(plan.text), folder, {})
@@ -51,6 +51,7 @@ def tiny_plan(presence: float = 0.0) -> Plan:
             "query_layers": 1,
             "query_heads": 4,
             "prompt_channels": (4, 4, 4),
+            "trunk_blocks": (0, 1),
         }
     )
     text = plan.text.model_copy(
@@ -74,7 +75,7 @@ def tiny_plan(presence: float = 0.0) -> Plan:
             update={
                 "patch_voxels": (16, 16, 16),
                 "deep_supervision": (1.0, 0.5, 0.25),
-                "sharing_scales": (1.0, 0.5),
+                "sharing_scales": (1.0, 0.5, 0.25),
             }
         ),
     }

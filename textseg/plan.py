@@ -66,6 +66,8 @@ class NetworkPlan(Part):
     prompt_channels: tuple[NonNegativeInt, ...]
     spatial_channels: int = Field(gt=0)
     marks_in_query: bool = False
+    trunk_blocks: tuple[NonNegativeInt, ...] = ()
+    """Residual blocks of the decoder's trunk at each scale but the coarsest, finest first; empty is none."""
 
     @model_validator(mode="after")
     def stages_agree(self) -> NetworkPlan:
@@ -79,6 +81,8 @@ class NetworkPlan(Part):
         for name in ("blocks_per_stage", "prompt_channels"):
             if 0 in getattr(self, name)[1:] or (len(self.strides) == 1 and 0 in getattr(self, name)):
                 raise ValueError(f"{name} may be 0 at the finest of several stages and nowhere else")
+        if self.trunk_blocks and len(self.trunk_blocks) != len(self.strides) - 1:
+            raise ValueError("trunk_blocks need one entry a stage but the coarsest, or are empty for none")
         if self.kernels is not None and len(self.kernels) != len(self.strides):
             raise ValueError("kernels need one entry a stage, or are null for 3 × 3 × 3 everywhere")
         if self.query_width % self.query_heads:
@@ -186,7 +190,7 @@ class TrainingPlan(Part):
     sharing_prompts: int = Field(gt=0)
     """How many structures that exclude each other share out a patch's voxels, beside the decoded prompts."""
     sharing_scales: tuple[float, ...]
-    """The weight of that loss at half the size, a quarter …"""
+    """The weight of that loss at each scale, finest first."""
     stranger_fraction: float = Field(ge=0, lt=1)
     """How often a patch is seen at the voxel size of another part of the body and asked for that part."""
     neighbour_fraction: float = Field(default=0, ge=0, le=1)

@@ -282,6 +282,7 @@ def _filled(skeleton: Plan, topology: Topology, width: int, batch: int) -> Plan:
             "kernels": topology.kernels,
             "blocks_per_stage": BLOCKS_PER_STAGE[:stages],
             "prompt_channels": (old.prompt_channels + old.prompt_channels[-1:] * stages)[:stages],
+            "trunk_blocks": (),  # nnU-Net's decoders have one convolution a scale
         }
     )
     recipe = skeleton.training
@@ -290,7 +291,7 @@ def _filled(skeleton: Plan, topology: Topology, width: int, batch: int) -> Plan:
             "patch_voxels": topology.patch,
             "batch": batch,
             "deep_supervision": recipe.deep_supervision[:stages],
-            "sharing_scales": recipe.sharing_scales[: stages - 1],
+            "sharing_scales": recipe.sharing_scales[:stages],
         }
     )
     windows = skeleton.windows.model_copy(update={"size_voxels": topology.patch})

@@ -120,7 +120,7 @@ def test_a_compiled_network_says_the_same(network):
     # As the windows do it.
     with torch.inference_mode(), quick_layers(CPU):
         ours, theirs = (each.decode(each.encode(image), text) for each in (network, compiled))
-    assert torch.allclose(ours.logits[0], theirs.logits[0], atol=1e-5)
+    assert torch.allclose(ours.logits[0], theirs.logits[0], atol=1e-4)
     assert compiled.total_stride == network.total_stride
 
 

@@ -188,6 +188,8 @@ def test_a_missing_plan_is_named(tmp_path):
         ),
         ("network", {"kernels": [[3, 3, 3]] * 4}, "kernels need one entry a stage"),
         ("network", {"kernels": []}, "kernels need one entry a stage"),
+        ("network", {"trunk_blocks": [1] * 5}, "trunk_blocks need one entry a stage but the coarsest"),
+        ("network", {"trunk_blocks": [1, 1, 1, -1]}, "network.trunk_blocks"),
         (
             "network",
             {"kernels": [[3, 3, 2], *[[3, 3, 3]] * 4]},
@@ -273,7 +275,7 @@ def test_intensities_that_make_no_sense_are_refused(change):
 
 
 def test_widths_and_strides_follow_from_the_dial(default_plan):
-    assert default_plan.network.widths == (8, 32, 64, 128, 192)
+    assert default_plan.network.widths == (16, 32, 64, 128, 192)
     assert default_plan.network.query_width == 192
     assert default_plan.network.total_stride == (16, 16, 16)
 

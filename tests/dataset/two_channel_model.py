@@ -24,7 +24,7 @@ def write_pet_ct_model(folder: Path) -> Path:
     plan = pet_ct(read_plan(folder))
     torch.manual_seed(7)
     network = build_network(plan)
-    torch.nn.init.zeros_(network.decoder.scales[0].logit.bias)
+    torch.nn.init.zeros_(network.decoder.scales[-1].kernel.by_words.bias)
     write_plan(plan, folder / PLAN_FILE)
     save_network(network, folder, {})
     return folder

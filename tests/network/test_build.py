@@ -86,10 +86,11 @@ def test_other_words_give_other_logits_at_every_scale(network, image, text):
 @pytest.mark.parametrize("scale", [0, 1, 2])
 def test_the_gradient_of_every_scale_reaches_the_words(scale, network, image, text):
     text = text.clone().requires_grad_()
+    nn.init.normal_(network.decoder.scales[scale].kernel.by_sight.weight)
     network(image, text).logits[scale].square().mean().backward()
     assert text.grad.abs().amax(dim=1).min() > 0
     assert network.fusion.project_text.weight.grad.abs().max() > 0
-    assert network.decoder.scales[scale].kernel.of_query.weight.grad.abs().max() > 0
+    assert network.decoder.scales[scale].kernel.by_sight.weight.grad.abs().max() > 0
     assert network.encoder.stem.conv.weight.grad.abs().max() > 0
 
 
@@ -108,6 +109,7 @@ def test_without_text_the_learnt_vector_stands_in(network, image):
     spatial = torch.rand(2, 3, network.spatial_channels, *SHAPE)
     for scale in network.decoder.scales:
         nn.init.normal_(scale.spatial.weight)
+        nn.init.normal_(scale.correction.weight)
     alone = network(image, None, spatial)
     written = network(image, network.fusion.no_text.expand(3, -1), spatial)
     assert alone.logits[0].shape == (2, 3, *SHAPE)
@@ -121,6 +123,7 @@ def test_without_text_the_learnt_vector_stands_in(network, image):
 def test_no_spatial_prompts_are_empty_maps(network, image, text):
     for scale in network.decoder.scales:
         nn.init.normal_(scale.spatial.weight)
+        nn.init.normal_(scale.correction.weight)
     empty = torch.zeros(2, 5, network.spatial_channels, *SHAPE)
     assert close(answers(network(image, text, empty)), answers(network(image, text)), 0)
     full = torch.ones_like(empty)
@@ -155,7 +158,8 @@ def test_the_same_seed_builds_the_same_network(plan):
 def test_a_fresh_network_finds_little():
     torch.manual_seed(0)
     network = build_network(read_plan(plans_folder() / "default"))
-    logits = network(torch.randn(1, 1, 32, 32, 32), torch.randn(5, 256)).logits[0]
+    text = nn.functional.normalize(torch.randn(5, 256), dim=1)
+    logits = network(torch.randn(1, 1, 32, 32, 32), text).logits[0]
     assert logits.sigmoid().mean() < 0.35
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from textseg.network.mask_decoder import DecoderTrunk, PromptDecoder, RefiningScale
+from textseg.network.mask_decoder import RARE, DecoderTrunk, PromptDecoder, RefiningScale
 from textseg.network.spatial_prompts import pyramid_of
 from textseg.network.text_fusion import Query
 
@@ -53,6 +53,23 @@ def test_the_coarsest_features_reach_the_finest_trunk(plan, trunk):
 
 
 @torch.no_grad()
+def test_blocks_of_the_trunk_begin_as_what_they_are_given(plan, trunk):
+    torch.manual_seed(4)
+    bare = DecoderTrunk(plan.network.model_copy(update={"trunk_blocks": ()})).eval()
+    with_blocks = DecoderTrunk(plan.network.model_copy(update={"trunk_blocks": (1, 2)})).eval()
+    with_blocks.load_state_dict(bare.state_dict(), strict=False)
+    assert [len(blocks) for blocks in with_blocks.blocks] == [1, 2]
+    before = bare(trunk)
+    for ours, theirs in zip(with_blocks(trunk), before, strict=True):
+        # All but the hundredth that a leaky rectifier leaves of what is negative.
+        assert torch.allclose(ours.clamp_min(0), theirs.clamp_min(0), atol=0.05)
+    for blocks in with_blocks.blocks:
+        for block in blocks:
+            nn.init.ones_(block.norm.weight)
+    assert (with_blocks(trunk)[0] - before[0]).abs().max() > 0.1
+
+
+@torch.no_grad()
 def test_a_slice_of_the_trunk_is_its_own_where_no_kernel_mixes_slices(sliced_plan, trunk):
     merge = DecoderTrunk(sliced_plan.network).eval()
     changed = [trunk[0].clone(), *trunk[1:]]
@@ -94,28 +111,54 @@ def test_prompts_and_images_are_decoded_apart(decoder, trunk, queries):
                 assert torch.allclose(ours[image, prompt], theirs[0, 0], atol=1e-5)
 
 
-def test_a_kernel_is_dynamic_a_logit_is_at_home_in_its_query(decoder, trunk, queries):
-    # With nothing learnt after the dynamic maps, the logit is the query's own kernel over the trunk.
-    for scale in decoder.scales:
-        nn.init.zeros_(scale.logit.weight)
+@torch.no_grad()
+def test_words_say_a_pyramid_of_their_own_maps(decoder, trunk, queries):
+    # With nothing learnt that corrects it, a logit is the words' own kernels over the trunk, scale by scale.
     logits = decoder(trunk, queries, None)
-    for scale, features, logit in zip(decoder.scales, trunk, logits, strict=True):
+    expected = None
+    for scale, features, logit in reversed(list(zip(decoder.scales, trunk, logits, strict=True))):
         width = features.shape[1]
         kernel = scale.kernel.weights(queries)[..., : width + 1]
-        expected = torch.einsum("bpc,bcxyz->bpxyz", kernel[..., :width], features)
-        expected = expected + kernel[..., width, None, None, None] + scale.logit.bias
+        own = torch.einsum("bpc,bcxyz->bpxyz", kernel[..., :width], features)
+        own = own + kernel[..., width, None, None, None]
+        expected = own if expected is None else own + upsampled(expected, own.shape[2:])
         assert torch.allclose(logit, expected, atol=1e-4)
 
 
 @torch.no_grad()
-def test_words_that_look_the_same_to_the_transformer_still_have_kernels_of_their_own(decoder, trunk, queries):
-    alike = Query(queries.seen[:, :1].expand(-1, 3, -1), queries.words)
-    before = decoder(trunk, alike, None)
-    assert all(torch.allclose(logits[:, 0], logits[:, 1], atol=1e-5) for logits in before)
+def test_those_who_share_get_what_words_say_without_corrections(decoder, trunk, queries):
+    for shared, decoded in zip(
+        decoder.share(trunk, queries, 2), decoder(trunk, queries, None)[:2], strict=True
+    ):
+        assert torch.allclose(shared, decoded, atol=1e-4)
+    learnt(decoder)
+    shared, decoded = decoder.share(trunk, queries, 1)[0], decoder(trunk, queries, None)[0]
+    assert (shared - decoded).abs().max() > 0.1
+
+
+@torch.no_grad()
+def test_words_and_what_they_saw_both_shape_a_kernel(decoder, trunk, queries):
     for scale in decoder.scales:
-        nn.init.normal_(scale.kernel.of_words.weight, std=0.1)
-    after = decoder(trunk, alike, None)
-    assert all((logits[:, 0] - logits[:, 1]).abs().max() > 0.1 for logits in after)
+        nn.init.normal_(scale.kernel.by_sight.weight)
+    before = decoder(trunk, queries, None)
+    for part in ("seen", "words"):
+        changed = queries._replace(**{part: getattr(queries, part).flip(1)})
+        for ours, theirs in zip(decoder(trunk, changed, None), before, strict=True):
+            assert (ours - theirs)[:, [0, 2]].abs().max() > 0.1
+            assert torch.allclose(ours[:, 1], theirs[:, 1], atol=1e-4)
+
+
+@torch.no_grad()
+def test_before_anything_is_learnt_everything_is_improbable(plan, trunk):
+    torch.manual_seed(5)
+    decoder = PromptDecoder(plan.network)
+    nothing = Query(torch.zeros(2, 1, plan.network.query_width), torch.zeros(2, 1, plan.network.text_width))
+    for logits in decoder(trunk, nothing, None):
+        assert torch.allclose(logits, torch.full_like(logits, RARE), atol=1e-5)
+
+
+def upsampled(x, shape):
+    return nn.functional.interpolate(x, size=shape, mode="trilinear", align_corners=False)
 
 
 def test_a_coarser_scale_speaks_to_the_finer_ones_only(decoder, trunk, queries):
@@ -180,6 +223,7 @@ def learnt(decoder):
     torch.manual_seed(1)
     for scale in decoder.scales:
         nn.init.normal_(scale.spatial.weight, std=0.5)
+        nn.init.normal_(scale.correction.weight, std=0.5)
 
 
 def marks(plan, *where):
@@ -208,15 +252,14 @@ def test_refining_adds_a_querys_own_map_to_what_is_known(refining, trunk, querie
     kernel = refining.scales[0].kernel.weights(queries)
     own = torch.einsum("bpc,bcxyz->bpxyz", kernel[..., :width], trunk[0])
     own = own + kernel[..., width, None, None, None]
-    known = nn.functional.interpolate(coarser, size=SIZES[0], mode="trilinear", align_corners=False)
-    assert torch.allclose(finest, own + known, atol=1e-4)
+    assert torch.allclose(finest, own + upsampled(coarser, SIZES[0]), atol=1e-4)
 
 
 def test_what_the_coarser_scale_hid_reaches_the_finest_one(refining, trunk, queries):
     refining(trunk, queries, None)[0].square().mean().backward()
     assert refining.scales[0].reduce.weight.grad.abs().max() > 0
-    assert refining.scales[0].kernel.of_query.weight.grad.abs().max() > 0
-    assert refining.scales[1].logit.weight.grad.abs().max() > 0
+    assert refining.scales[0].kernel.by_sight.weight.grad.abs().max() > 0
+    assert refining.scales[1].correction.weight.grad.abs().max() > 0
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ def marked_plan(plan):
 def network(marked_plan):
     torch.manual_seed(2)
     network = build_network(marked_plan)
-    for layer in network.marks.project:
+    for layer in (*network.marks.project, *(scale.kernel.by_sight for scale in network.decoder.scales)):
         nn.init.normal_(layer.weight)
     return lived_in(network)
 

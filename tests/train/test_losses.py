@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from textseg.network.build import Decoded
-from textseg.train.losses import mask_loss, prompt_loss, share_labels, sharing_loss
+from textseg.train.losses import (
+    _coarse_sums,
+    _fine_sums,
+    mask_loss,
+    prompt_loss,
+    share_labels,
+    sharing_loss,
+)
 
 SURE = 20.0
 
@@ -158,6 +165,37 @@ def test_who_is_not_in_the_patch_is_not_present(labels):
     sure, unsure = claims(logits), Decoded((logits,), torch.tensor([[SURE, SURE, -SURE]]))
     right = float(sharing_loss(unsure, labels, asked, (1.0,), 0.3))
     assert float(sharing_loss(sure, labels, asked, (1.0,), 0.3)) == pytest.approx(right + 0.3 * SURE / 3)
+
+
+def test_a_structure_of_few_voxels_weighs_less_in_the_mean_of_dice():
+    labels = torch.zeros(1, 16, 16, 16, dtype=torch.int64)
+    labels[0, :12] = 1
+    labels[0, 15, 0, :8] = 2
+    right = torch.stack([(labels == 1), (labels == 2)], dim=1).float() * 2 * SURE - SURE
+    asked = torch.ones(1, 2, dtype=torch.bool)
+    silent = torch.full((1, 2), -SURE)
+
+    def cost(missing):
+        logits = right.clone()
+        logits[:, missing] = -SURE
+        return float(sharing_loss(Decoded((logits,), silent), labels, asked, (1.0,), 0.0))
+
+    perfect = float(sharing_loss(Decoded((right,), silent), labels, asked, (1.0,), 0.0))
+    # Eight voxels: their Dice has a weight of 8 / 208 beside nearly 1, and cross-entropy hears them little.
+    assert cost(1) - perfect < 0.1
+    assert cost(0) - perfect > 0.9
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+def test_the_full_scale_is_summed_up_as_any_other(labels, valid, unknown):
+    """At the full scale cells hold one structure each; both ways of adding up agree there."""
+    generator = torch.Generator().manual_seed(2)
+    log_shares = torch.randn(1, 3, labels.numel(), generator=generator).log_softmax(dim=1)
+    known = labels.masked_fill(~valid, 3) if unknown else labels
+    fine = _fine_sums(log_shares, known.flatten(1))
+    coarse = _coarse_sums(log_shares, share_labels(known, 4, labels.shape[1:]).flatten(2))
+    for one, other in zip(fine, coarse, strict=True):
+        torch.testing.assert_close(one.float(), other)
 
 
 def test_cells_know_what_fills_them():

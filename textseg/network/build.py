@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -81,18 +80,18 @@ class TextPromptedNetwork(nn.Module):
         logits = self.decoder(features.trunk, queries, pyramid)
         return Decoded(tuple(logits), presence)
 
-    def share(self, features: Features, text: Tensor, stages: Sequence[int]) -> Decoded:
-        """Logits at some scales straight from the trunk, cheap for very many prompts, and their presence.
+    def share(self, features: Features, text: Tensor, count: int) -> Decoded:
+        """Logits at the finest scales straight from the trunk, cheap for many prompts, and their presence.
 
         Training uses it to ask for everything in a patch at once; a mask is what `decode` gives.
 
         Args:
             features: from `encode`.
             text: (batch, prompts, text width).
-            stages: which scales, 0 the finest.
+            count: of how many scales, the finest first.
         """
         queries, presence = self.fusion(text, features.coarsest)
-        return Decoded(tuple(self.decoder.share(features.trunk, queries, stages)), presence)
+        return Decoded(tuple(self.decoder.share(features.trunk, queries, count)), presence)
 
     def forward(self, image: Tensor, text: Tensor | None, spatial: Tensor | None = None) -> Decoded:
         return self.decode(self.encode(image), text, spatial)

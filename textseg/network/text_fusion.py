@@ -45,8 +45,8 @@ class QueryLayer(nn.Module):
 class Query(NamedTuple):
     """What a prompt asks of the image's features.
 
-    seen: (batch, prompts, query width) its words after they looked at the image; words: (batch, prompts, text
-    width) as they came, with entries of about unit size.
+    seen: (batch, prompts, query width) its words after they looked at the image, with entries of about unit
+    size; words: (batch, prompts, text width) as they came, of about length one.
     """
 
     seen: Tensor
@@ -80,14 +80,13 @@ class TextFusion(nn.Module):
         """
         tokens = self.norm_image(self.project_image(coarsest.flatten(2).transpose(1, 2)))
         positions = wave_positions(coarsest.shape[2:], tokens.shape[-1]).to(tokens)
-        words = text * self.text_scale
-        queries = self.project_text(words)
+        queries = self.project_text(text * self.text_scale)
         if marked is not None:
             queries = queries + marked
         for layer in self.layers:
             queries = layer(queries, tokens, positions)
         queries = self.norm(queries)
-        return Query(queries, words), self.presence(queries).squeeze(-1)
+        return Query(queries, text), self.presence(queries).squeeze(-1)
 
 
 def wave_positions(shape: torch.Size | tuple[int, ...], width: int) -> Tensor:

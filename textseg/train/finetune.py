@@ -58,7 +58,8 @@ def tuned_from(
     Args:
         trained: loads the network that is gone on from.
         tuned: everything, with a lower learning rate for stages further from the masks; the decoder alone; or
-            low-rank additions to the text side and the coarsest stage, which are few and forget little.
+            low-rank additions to the text side (the queries' transformer, and the way from words to kernels)
+            and the coarsest stage, which are few and forget little.
         rank: of the low-rank additions.
     """
 
@@ -77,7 +78,8 @@ def tuned_from(
 def add_low_rank(network: TextPromptedNetwork, rank: int) -> list[nn.Parameter]:
     """Put low-rank additions onto the text side and the coarsest stage; gives their parameters."""
     added: list[nn.Parameter] = []
-    for part in (network.fusion, network.encoder.stages[-1]):
+    kernels = [scale.kernel for scale in network.decoder.scales]
+    for part in (network.fusion, *kernels, network.encoder.stages[-1]):
         for module in list(part.modules()):
             if isinstance(module, nn.Linear | nn.Conv3d):
                 addition = LowRank(module.weight, rank)

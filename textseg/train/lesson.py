@@ -96,10 +96,9 @@ def answers_from(
     network: TextPromptedNetwork, features: Features, question: Question, plan: Plan
 ) -> tuple[Decoded, Decoded]:
     """What a network says to a batch of questions whose images it has seen."""
-    stages = range(1, 1 + len(plan.training.sharing_scales))
     marks = None if question.marks is None else unpacked(question.marks)
     decoded = network.decode(features, words_of(network, question), marks)
-    return decoded, network.share(features, question.sharing_text, stages)
+    return decoded, network.share(features, question.sharing_text, len(plan.training.sharing_scales))
 
 
 def words_of(network: TextPromptedNetwork, question: Question) -> Tensor:

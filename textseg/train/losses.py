@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -94,7 +95,7 @@ def sharing_loss(
 
     Structures that exclude each other compete for every voxel, as in a network with one channel a class, so a
     step teaches all names in the patch and not only the few whose masks are decoded. "None of them" has logit
-    0.
+    0. In the mean of Dice a structure of few voxels counts less.
 
     Args:
         shared: logits (batch, structures, x, y, z) a scale, and presence logits (batch, structures).
@@ -108,24 +109,81 @@ def sharing_loss(
     unknown = structures + 1
     if valid is not None:
         labels = labels.masked_fill(~valid, unknown)
+    voxels = _counts(labels, unknown + 1)[:, 1:unknown]
+    heard = voxels / (voxels + HALF_HEARD_VOXELS)
     total = torch.zeros((), device=labels.device)
     for shares, weight in zip(shared.logits, scale_weights, strict=True):
-        cells = share_labels(labels, unknown + 1, shares.shape[2:]).flatten(2)
-        wanted, known = cells[:, :unknown], 1 - cells[:, unknown:]
+        shape = shares.shape[2:]
         shares = shares.float().flatten(2).masked_fill(~asked[..., None], -1e4)
         log_shares = nn.functional.pad(shares, (0, 0, 1, 0)).log_softmax(dim=1)
-        # What is wanted of a cell adds up to what is known of it.
-        cross_entropy = -(wanted * log_shares).sum() / known.sum().clamp_min(1)
-        parts, wanted = log_shares[:, 1:].exp(), wanted[:, 1:]
-        overlap = (parts * wanted).sum(dim=2)
-        sizes = (parts * known).sum(dim=2) + wanted.sum(dim=2)
-        present = (wanted.sum(dim=2) > 0.5).float()
-        dice = 1 - (2 * overlap + 1) / (sizes + 1)
-        total = total + weight * (cross_entropy + (dice * present).sum() / present.sum().clamp_min(1))
-    numbers = torch.arange(1, unknown, device=labels.device)
-    there = (labels.flatten(1)[:, None] == numbers[:, None]).any(dim=2).float()
+        if shape == labels.shape[1:]:
+            sums = _fine_sums(log_shares, labels.flatten(1))
+        else:
+            sums = _coarse_sums(log_shares, share_labels(labels, unknown + 1, shape).flatten(2))
+        cross_entropy = -sums.said.sum() / sums.known.clamp_min(1)
+        dice = 1 - (2 * sums.overlap + 1) / (sums.shares + sums.wanted + 1)
+        weights = heard * (sums.wanted > 0.5)
+        total = total + weight * (cross_entropy + (dice * weights).sum() / weights.sum().clamp_min(1))
+    there = (voxels > 0).float()
     presence = _presence_loss(shared.presence, there, asked * _sure(there, valid))
     return total / sum(scale_weights) + presence_weight * presence
+
+
+# Of a structure with so many voxels Dice counts half: that of a few voxels is mostly luck, and would drown
+# the others.
+HALF_HEARD_VOXELS = 200
+
+
+class _Sums(NamedTuple):
+    """said: (batch,) the sums of the log shares of who is there; known: how many cells are known, a scalar.
+
+    overlap, shares, wanted: (batch, structures) sums over the known cells.
+    """
+
+    said: Tensor
+    known: Tensor
+    overlap: Tensor
+    shares: Tensor
+    wanted: Tensor
+
+
+def _fine_sums(log_shares: Tensor, labels: Tensor) -> _Sums:
+    """log_shares (batch, 1 + structures, voxels), labels (batch, voxels), 1 + structures where unknown."""
+    classes = log_shares.shape[1]
+    known = labels < classes
+    said = log_shares.gather(1, labels.clamp_max(classes - 1)[:, None])[:, 0] * known
+    parts = log_shares[:, 1:].exp()
+    overlap = said.new_zeros(len(labels), classes + 1).scatter_add(1, labels, said.exp())
+    return _Sums(
+        said=said.sum(dim=1),
+        known=known.sum(),
+        overlap=overlap[:, 1:classes],
+        shares=torch.bmm(parts, known[..., None].to(parts.dtype))[..., 0],
+        wanted=_counts(labels, classes + 1)[:, 1:classes],
+    )
+
+
+def _coarse_sums(log_shares: Tensor, cells: Tensor) -> _Sums:
+    """log_shares (batch, 1 + structures, cells), cells (batch, 2 + structures, cells), the unknown part last.
+
+    What is wanted of a cell adds up to what is known of it.
+    """
+    wanted, known = cells[:, :-1], 1 - cells[:, -1:]
+    parts = log_shares[:, 1:].exp()
+    return _Sums(
+        said=(wanted * log_shares).sum(dim=(1, 2)),
+        known=known.sum(),
+        overlap=(parts * wanted[:, 1:]).sum(dim=2),
+        shares=(parts * known).sum(dim=2),
+        wanted=wanted[:, 1:].sum(dim=2),
+    )
+
+
+def _counts(labels: Tensor, classes: int) -> Tensor:
+    """How many voxels each class has: labels (batch, …) → (batch, classes) float."""
+    flat = labels.flatten(1)
+    ones = torch.ones_like(flat, dtype=torch.float32)
+    return ones.new_zeros(len(flat), classes).scatter_add(1, flat, ones)
 
 
 def share_labels(labels: Tensor, classes: int, shape: Sequence[int]) -> Tensor:

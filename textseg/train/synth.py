@@ -27,6 +27,9 @@ AIR_HU = -1000.0
 # A lung or one of its lobes, and how often it is collapsed, consolidated or drowned.
 AIRY = re.compile(r"\blung\b")
 WITHOUT_AIR = 0.06
+# How often a head's tissues have about the order of brightness of a T1, and how many of these the reverse
+# one, which is about that of a T2; the rest have one by chance, which is learnt last.
+LIKE_T1, LIKE_T2 = 0.75, 0.35
 SIDES = re.compile(r"\b(left|right)\b\s*")
 
 
@@ -107,8 +110,8 @@ def _with_or_without_air(mean: float, random: np.random.Generator) -> float:
 def _mr_tissues(
     values: list[int], names: Mapping[int, str], random: np.random.Generator
 ) -> dict[int, Tissue]:
-    like_t1 = random.random() < 0.4
-    inverted = like_t1 and random.random() < 0.3
+    like_t1 = random.random() < LIKE_T1
+    inverted = like_t1 and random.random() < LIKE_T2
     drawn: dict[str, Tissue] = {}
     tissues = {}
     for value in values:
