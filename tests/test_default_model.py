@@ -122,8 +122,11 @@ def test_five_ways_to_say_left_lung_give_one_mask(
     segmenter: textseg.Segmenter, example: textseg.Volume, masks: NDArray[np.bool_]
 ) -> None:
     ways = ["lung, left", "Lt lung", "pulmo sinister", "the patient's left lung"]
-    for mask in segmenter(example, ways).masks:
-        assert np.array_equal(mask, masks[0])
+    said = segmenter(example, ways).masks
+    for mask in said:
+        assert np.array_equal(mask, said[0])
+    # In bfloat16 a matrix product rounds a little differently for four prompts than for two.
+    assert dice(said[0], masks[0]) > 0.9995
 
 
 def write_series(image: SimpleITK.Image, folder: Path) -> None:
