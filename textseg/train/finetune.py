@@ -78,7 +78,7 @@ def tuned_from(
 def add_low_rank(network: TextPromptedNetwork, rank: int) -> list[nn.Parameter]:
     """Put low-rank additions onto the text side and the coarsest stage; gives their parameters."""
     added: list[nn.Parameter] = []
-    kernels = [scale.kernel for scale in network.decoder.scales]
+    kernels = [scale.get_submodule("kernel") for scale in network.decoder.scales]
     for part in (network.fusion, *kernels, network.encoder.stages[-1]):
         for module in list(part.modules()):
             if isinstance(module, nn.Linear | nn.Conv3d):
