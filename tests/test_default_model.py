@@ -122,11 +122,10 @@ def test_five_ways_to_say_left_lung_give_one_mask(
     segmenter: textseg.Segmenter, example: textseg.Volume, masks: NDArray[np.bool_]
 ) -> None:
     ways = ["lung, left", "Lt lung", "pulmo sinister", "the patient's left lung"]
-    said = segmenter(example, ways).masks
-    for mask in said:
-        assert np.array_equal(mask, said[0])
-    # In bfloat16 a matrix product rounds a little differently for four prompts than for two.
-    assert dice(said[0], masks[0]) > 0.9995
+    # As many at once as in PROMPTS: in bfloat16 a product of more rows is rounded a little differently.
+    for asked in (ways[:2], ways[2:]):
+        for mask in segmenter(example, asked).masks:
+            assert np.array_equal(mask, masks[0])
 
 
 def write_series(image: SimpleITK.Image, folder: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import csv
 import gzip
-import hashlib
 import json
 import os
 import signal
@@ -32,6 +31,7 @@ import nibabel as nib
 import numpy as np
 
 from textseg.device import processor_name
+from textseg.network.weights import file_hash
 
 RESULTS = Path(__file__).parent / "results"
 HIPPOCAMPI, SARCOMAS = 22, 33
@@ -99,7 +99,7 @@ def digests(out: Path) -> dict[str, str]:
     """sha256 of every file of results by its place; the journal and the log tell of the way, not the end."""
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     return {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        path.relative_to(out).as_posix(): file_hash(path)
         for path in files
         if ".sqlite" not in path.name and path.suffix != ".log"
     }

@@ -9,6 +9,7 @@ from torch import nn
 from textseg.network.build import Decoded
 from textseg.train.losses import (
     _coarse_sums,
+    _counts,
     _fine_sums,
     mask_loss,
     prompt_loss,
@@ -192,7 +193,7 @@ def test_the_full_scale_is_summed_up_as_any_other(labels, valid, unknown):
     generator = torch.Generator().manual_seed(2)
     log_shares = torch.randn(1, 3, labels.numel(), generator=generator).log_softmax(dim=1)
     known = labels.masked_fill(~valid, 3) if unknown else labels
-    fine = _fine_sums(log_shares, known.flatten(1))
+    fine = _fine_sums(log_shares, known.flatten(1), _counts(known, 4)[:, 1:3])
     coarse = _coarse_sums(log_shares, share_labels(known, 4, labels.shape[1:]).flatten(2))
     for one, other in zip(fine, coarse, strict=True):
         torch.testing.assert_close(one.float(), other)

@@ -117,7 +117,7 @@ def sharing_loss(
         shares = shares.float().flatten(2).masked_fill(~asked[..., None], -1e4)
         log_shares = nn.functional.pad(shares, (0, 0, 1, 0)).log_softmax(dim=1)
         if shape == labels.shape[1:]:
-            sums = _fine_sums(log_shares, labels.flatten(1))
+            sums = _fine_sums(log_shares, labels.flatten(1), voxels)
         else:
             sums = _coarse_sums(log_shares, share_labels(labels, unknown + 1, shape).flatten(2))
         cross_entropy = -sums.said.sum() / sums.known.clamp_min(1)
@@ -147,8 +147,9 @@ class _Sums(NamedTuple):
     wanted: Tensor
 
 
-def _fine_sums(log_shares: Tensor, labels: Tensor) -> _Sums:
-    """log_shares (batch, 1 + structures, voxels), labels (batch, voxels), 1 + structures where unknown."""
+def _fine_sums(log_shares: Tensor, labels: Tensor, wanted: Tensor) -> _Sums:
+    """log_shares (batch, 1 + structures, voxels), labels (batch, voxels), 1 + structures where unknown, and
+    wanted (batch, structures), the voxels of each structure."""
     classes = log_shares.shape[1]
     known = labels < classes
     said = log_shares.gather(1, labels.clamp_max(classes - 1)[:, None])[:, 0] * known
@@ -159,7 +160,7 @@ def _fine_sums(log_shares: Tensor, labels: Tensor) -> _Sums:
         known=known.sum(),
         overlap=overlap[:, 1:classes],
         shares=torch.bmm(parts, known[..., None].to(parts.dtype))[..., 0],
-        wanted=_counts(labels, classes + 1)[:, 1:classes],
+        wanted=wanted,
     )
 
 
