@@ -117,6 +117,22 @@ def test_summary_and_export_hand_results_on(cohort: Cohort, textseg: Run, out: P
     assert textseg("cohort", "export", out, tmp_path / "x.zip").exit_code == 2
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+def test_a_false_start_leaves_nothing_behind(
+    textseg: Run, tiny_model: Path, scans: Path, tmp_path: Path, is_new: bool
+) -> None:
+    out, table = tmp_path / "out", tmp_path / "table.csv"
+    if not is_new:
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+    table.write_text(f"scan,prompts\n{next(scans.glob('*.nii.gz'))},\n")
+    result = textseg("cohort", "run", table, "--model", tiny_model, "-o", out)
+    assert result.exit_code == 2
+    assert "needs a prompt" in result.stderr
+    assert out.exists() != is_new
+    assert is_new or [path.name for path in out.iterdir()] == ["mine.txt"]
+
+
 def test_check_shows_problems_and_an_estimate_and_writes_nothing(
     textseg: Run, scans: Path, out: Path, tiny_model: Path
 ) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
-from textseg.cohort.jobs import JOURNAL_FILE, CohortError, Settings
+from textseg.cohort.jobs import JOURNAL_FILE, SECRET_FILE, CohortError, Settings
 from textseg.cohort.journal import Journal, disk_in_words
 from textseg.cohort.privacy import Pseudonyms, read_or_make_salt, temporary_salt
 from textseg.cohort.request import FoundJobs, Naming, Request, find_jobs, may_be_kept
@@ -21,7 +22,7 @@ def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
         ModelError: a library that a format or the backend needs is not installed.
     """
     _need_libraries_for(settings)
-    with disk_in_words(out):
+    with disk_in_words(out), _nothing_left_of_a_false_start(out):
         out.mkdir(parents=True, exist_ok=True)
         salt = read_or_make_salt(out)
         with closing(Journal(out / JOURNAL_FILE, make=True)) as journal:
@@ -32,6 +33,22 @@ def start_cohort(request: Request, settings: Settings, out: Path) -> FoundJobs:
             journal.keep_fact("request", request.as_json() if is_safe else None)
             journal.keep_fact("settings", settings.as_json())
     return found
+
+
+@contextmanager
+def _nothing_left_of_a_false_start(out: Path) -> Iterator[None]:
+    """What can't be found leaves neither journal nor salt where there was none, and no new folder."""
+    was_there = out.exists()
+    new = [path for path in (out / JOURNAL_FILE, out / SECRET_FILE) if not path.exists()]
+    try:
+        yield
+    except CohortError:
+        for path in new:
+            path.unlink(missing_ok=True)
+        if not was_there:
+            with suppress(OSError):  # what somebody else put there meanwhile stays
+                out.rmdir()
+        raise
 
 
 def _refuse_names(journal: Journal, settings: Settings, found: FoundJobs, out: Path) -> None:
