@@ -252,6 +252,17 @@ def test_a_row_may_mean_a_series_or_several_channels(
     assert (unclear.slices, unclear.is_dicom) == ((), True)
 
 
+def test_a_series_number_wins_over_the_end_of_another_ones_uid(
+    tmp_path: Path, jobs_of: Find, write_series: WriteSeries
+) -> None:
+    write_series(tmp_path / "study" / "x", 1, SeriesInstanceUID="1.2.826.0.1.32")
+    write_series(tmp_path / "study" / "y", 2, SeriesInstanceUID="1.2.826.0.1.31")
+    path = tmp_path / "manifest.csv"
+    path.write_text("scan,id,series\nstudy,second,2\n")
+    (second,) = jobs_of(path)
+    assert {slice_.parent.name for slice_ in second.slices} == {"y"}
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -56,9 +56,12 @@ class Series:
             [self.patient, self.number, self.description, *sorted(map(str, self.files))]
         )
 
-    def is_called(self, name: str) -> bool:
-        """Whether a person could mean it by this: a UID, its beginning or end, or the series' number."""
-        return name in (self.uid, self.number) or self.uid.startswith(name) or self.uid.endswith(name)
+
+def series_called(series: Sequence[Series], name: str) -> list[Series]:
+    """Those that a whole UID, else a series' number, else a beginning or end of a UID could mean."""
+    exact = [one for one in series if one.uid == name]
+    numbered = [one for one in series if one.number == name]
+    return exact or numbered or [one for one in series if one.uid.startswith(name) or one.uid.endswith(name)]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from textseg.cohort.archive import Series, find_series, looks_like_dicom
+from textseg.cohort.archive import Series, find_series, looks_like_dicom, series_called
 from textseg.cohort.bids import find_bids_scans, is_bids
 from textseg.cohort.jobs import JOURNAL_FILE, CohortError, Extra, Job, Problem, safe_id, with_unique_ids
 from textseg.cohort.manifest import ENDINGS as MANIFESTS
@@ -231,7 +231,7 @@ class _Finder:
         """The series that a row means; where that is not clear, or with several channels, its folders."""
         files = [file for path in row.scan for file in (self._files_below(path) if path.is_dir() else [path])]
         found = find_series(path for path in files if looks_like_dicom(path)).series
-        meant = [series for series in found if row.series is None or series.is_called(row.series)]
+        meant = found if row.series is None else series_called(found, row.series)
         root = row.scan[0].parent
         if len(meant) == len(row.scan) == 1:
             return self._dicom_job(meant[0], root, row.id)
