@@ -171,6 +171,8 @@ class TrainingPlan(Part):
     weight_decay: float = Field(ge=0)
     warmup_steps: int = Field(ge=0)
     steps: int = Field(gt=0)
+    optimiser: Literal["adamw", "muon"] = "adamw"
+    """What moves the weights: AdamW, or Muon for those between features and AdamW for the rest."""
     schedule: Literal["cosine", "poly"] = "cosine"
     """How the learning rate falls after the warm-up: half a cosine, or nnU-Net's polynomial."""
     validate_every: int = Field(default=0, ge=0)
@@ -210,6 +212,9 @@ class TrainingPlan(Part):
     """How often there are no words then, the marks alone."""
     correction_fraction: float = Field(default=0, ge=0, le=1)
     """How often a step's prompts are decoded again, with their masks and a mark on each largest error."""
+    full_scale_fraction: float = Field(default=1, gt=0, le=1)
+    """How many of the steps run the finest scale; the others learn at the coarser ones alone. It has most of
+    the voxels, so without it a step of the default plan takes half as long on a processor."""
 
 
 class Plan(Part):
@@ -248,6 +253,10 @@ class Plan(Part):
                 raise ValueError(
                     f"a window of {patch} can't be divided by the strides {self.network.total_stride}"
                 )
+        recipe = self.training
+        scales = min(len(recipe.deep_supervision), len(recipe.sharing_scales))
+        if recipe.full_scale_fraction < 1 and scales < 2:
+            raise ValueError("full_scale_fraction below 1 needs two scales to learn at, or it is 1")
         return self
 
     def modalities(self, scan: Modality) -> tuple[Modality, ...]:

@@ -16,7 +16,16 @@ from textseg.train.cases import find_places
 from textseg.train.checkpoint import BEST_FILE, STATE_FILE, Best, load_best
 from textseg.train.deterministic import deterministic
 from textseg.train.distributed import World
-from textseg.train.lesson import answer, look, loss_of, loss_parts, number_type, together
+from textseg.train.lesson import (
+    Lesson,
+    answer,
+    answers_from,
+    look,
+    loss_of,
+    loss_parts,
+    number_type,
+    together,
+)
 from textseg.train.loop import Step, fresh, learning_rate, train
 from textseg.train.monitor import LOG_FILE, read_log
 from textseg.train.sampling import PatchSampler
@@ -160,12 +169,62 @@ def test_training_computes_in_float32_in_deterministic_mode_alone(monkeypatch):
     assert number_type(CPU) == torch.bfloat16
 
 
+def test_a_step_without_the_finest_scale_teaches_the_others_alone(with_training, make_stream):
+    plan = with_training(full_scale_fraction=1e-9, marks_fraction=1.0, correction_fraction=1.0)
+    torch.manual_seed(0)
+    network = build_network(plan)
+    stream = make_stream(plan)
+    lesson = Lesson(network, plan)
+    parts = lesson(together([stream[0], stream[1]]))
+    parts.sum().backward()
+    assert bool(parts.isfinite().all())
+    finest = ("trunk.ups.0.", "trunk.merges.0.", "trunk.blocks.0.", "decoder.scales.0.")
+    taught = {name: p.grad is not None for name, p in network.named_parameters() if name != "fusion.no_text"}
+    assert {name for name, was in taught.items() if not was} == {n for n in taught if n.startswith(finest)}
+    assert not all(taught.values())
+
+
+def test_the_finest_scale_runs_as_often_as_the_plan_says(with_training, make_stream, monkeypatch):
+    skipped = []
+
+    def watched(network, question, without):
+        skipped.append(without)
+        return look(network, question, without)
+
+    monkeypatch.setattr("textseg.train.lesson.look", watched)
+    plan = with_training(full_scale_fraction=0.3)
+    lesson, question = Lesson(build_network(plan), plan), together([make_stream(plan)[0]])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for _ in range(60):
+            lesson(question)
+    assert 0.55 < sum(skipped) / 60 < 0.85
+
+
+def test_a_scale_that_is_skipped_changes_nothing_of_the_coarser_ones(with_training, make_stream):
+    plan = with_training()
+    network, question = build_network(plan).eval(), together([make_stream(plan)[0]])
+    with torch.no_grad():
+        whole, short = (
+            answers_from(network, look(network, question, skipped), question, plan) for skipped in (0, 1)
+        )
+    for one, other in zip(whole, short, strict=True):
+        assert len(other.logits) == len(one.logits) - 1
+        for a, b in zip(one.logits[1:], other.logits, strict=True):
+            torch.testing.assert_close(a, b)
+        torch.testing.assert_close(one.presence, other.presence)
+
+
 # Stopping and going on.
 
 
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-def test_a_run_in_pieces_ends_with_the_weights_of_one_in_one_go(tmp_path, short, make_stream, norm):
+@pytest.mark.parametrize(
+    ("norm", "recipe"),
+    [("batch", {}), ("instance", {}), ("instance", {"optimiser": "muon", "full_scale_fraction": 0.5})],
+)
+def test_a_run_in_pieces_ends_with_the_weights_of_one_in_one_go(tmp_path, short, make_stream, norm, recipe):
     plan = with_norm(short, norm)
+    plan = plan.model_copy(update={"training": plan.training.model_copy(update=recipe)})
     whole = train(plan, make_stream(plan), tmp_path / "whole", CPU, workers=0)
     for steps_done in range(1, plan.training.steps + 1):
         last = train(plan, make_stream(plan), tmp_path / "pieces", CPU, minutes=AT_ONCE, workers=0)
@@ -187,8 +246,9 @@ def test_a_worker_draws_the_same_samples(tmp_path, short, make_stream):
 def test_chance_in_a_step_is_the_same_after_a_stop(tmp_path, short, make_stream, monkeypatch):
     """A network that drops out, say, must not depend on how often it was stopped."""
 
-    def noisy(network, question):
-        return look(network, question._replace(image=question.image + torch.rand_like(question.image)))
+    def noisy(network, question, skipped):
+        image = question.image + torch.rand_like(question.image)
+        return look(network, question._replace(image=image), skipped)
 
     monkeypatch.setattr("textseg.train.lesson.look", noisy)
     whole = train(short, make_stream(short), tmp_path / "whole", CPU, workers=0)
@@ -255,10 +315,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_is_not_kept(tmp_path, short,
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(tmp_path, short, make_stream, monkeypatch):
     """The loss is still finite then, and a state saved after that step would be lost for ever."""
 
-    def flat(network, question):
+    def flat(network, question, skipped):
         for parameter in network.parameters():
             parameter.register_hook(lambda gradient: gradient * math.inf)
-        return look(network, question)
+        return look(network, question, skipped)
 
     networks = []
 

@@ -29,12 +29,10 @@ class InstanceNorm(nn.InstanceNorm3d):
     def forward(self, x: Tensor) -> Tensor:
         if not self._is_ours(x):
             return super().forward(x)
-        # Channels lie last: so the voxels are a matrix without a copy, and back.
-        voxels = x.permute(0, 2, 3, 4, 1).flatten(1, 3)
         normalised: Tensor = _NormaliseVoxels.apply(  # type: ignore[no-untyped-call]
-            voxels, self.weight, self.bias, self.eps
+            x, self.weight, self.bias, self.eps
         )
-        return normalised.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 4, 1, 2, 3)
+        return normalised
 
     @staticmethod
     def _is_ours(x: Tensor) -> bool:
@@ -49,21 +47,29 @@ class InstanceNorm(nn.InstanceNorm3d):
 
 
 class _NormaliseVoxels(torch.autograd.Function):
-    """Every channel of every sample of (batch, voxels, channels) to mean 0 and spread 1, then scaled."""
+    """Every channel of every sample of (batch, channels, x, y, z) to mean 0 and spread 1, then scaled.
+
+    Images become voxels in here: outside, an activation in place would work on a view, and autograd copies
+    the gradients of views several times.
+    """
 
     @staticmethod
-    def forward(ctx: Any, voxels: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    def forward(ctx: Any, image: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        voxels = _voxels(image)
         mean = _sums(voxels) / voxels.shape[1]
         variance = (_dots(voxels, voxels) / voxels.shape[1] - mean.square()).clamp_min(0)
         rate = (variance + eps).rsqrt()
         ctx.save_for_backward(voxels, weight, mean, rate)
         scale = rate * weight
-        return torch.addcmul(bias - mean * scale, voxels, scale)
+        normalised = torch.empty_like(image, memory_format=torch.channels_last_3d)
+        torch.addcmul(bias - mean * scale, voxels, scale, out=_voxels(normalised))
+        return normalised
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         voxels, weight, mean, rate = ctx.saved_tensors
-        count, gradient = voxels.shape[1], gradients[0].contiguous()
+        batch, channels, *size = gradients[0].shape
+        count, gradient = voxels.shape[1], _voxels(gradients[0]).contiguous()
         of_bias = _sums(gradient)
         of_weight = (_dots(gradient, voxels) - mean * of_bias) * rate
         # d loss / d x = scale · (g - mean g - normalised x · mean (g · normalised x)), linear in g and in x.
@@ -71,7 +77,13 @@ class _NormaliseVoxels(torch.autograd.Function):
         slope = -scale * rate * of_weight / count
         offset = -scale * of_bias / count - slope * mean
         of_voxels = torch.addcmul(offset, gradient, scale).addcmul_(voxels, slope)
-        return of_voxels, of_weight.sum(dim=(0, 1)), of_bias.sum(dim=(0, 1)), None
+        of_image = of_voxels.reshape(batch, *size, channels).permute(0, 4, 1, 2, 3)
+        return of_image, of_weight.sum(dim=(0, 1)), of_bias.sum(dim=(0, 1)), None
+
+
+def _voxels(image: Tensor) -> Tensor:
+    """(batch, channels, x, y, z) → (batch, voxels, channels), without a copy where channels lie last."""
+    return image.permute(0, 2, 3, 4, 1).flatten(1, 3)
 
 
 def _sums(voxels: Tensor) -> Tensor:

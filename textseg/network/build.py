@@ -58,10 +58,13 @@ class TextPromptedNetwork(nn.Module):
         self.decoder = PromptDecoder(plan.network)
         self.marks = SpatialQuery(plan.network) if plan.network.marks_in_query else None
 
-    def encode(self, image: Tensor) -> Features:
-        """image (batch, channels, x, y, z), each size a multiple of `total_stride`."""
+    def encode(self, image: Tensor, skipped: int = 0) -> Features:
+        """image (batch, channels, x, y, z), each size a multiple of `total_stride`.
+
+        Without the trunk's `skipped` finest scales, 0 or 1, decoding ends a scale earlier: training does so.
+        """
         features = self.encoder(image)
-        return Features(features[-1], tuple(self.trunk(features)))
+        return Features(features[-1], tuple(self.trunk(features, skipped)))
 
     def decode(self, features: Features, text: Tensor | None, spatial: Tensor | None = None) -> Decoded:
         """Masks for prompts over encoded images.

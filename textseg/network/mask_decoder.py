@@ -12,7 +12,7 @@ of a prompt's own: it then refines the logits of the scale below by one dynamic 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from textseg.plan import NetworkPlan, Triple
 
 class DecoderTrunk(nn.Module):
     """Encoder features, finest first → trunk features of the same sizes and widths, finest first.
+
+    Those of the `skipped` finest scales are left out.
 
     One convolution joins a scale with the coarser one. The plan's blocks after it let what the coarser scale
     knows decide what a brightness means: in MR white matter is the brighter tissue here and the darker there.
@@ -46,10 +48,10 @@ class DecoderTrunk(nn.Module):
                 nn.init.zeros_(block.norm.weight)  # type: ignore[arg-type]
             self.blocks.append(nn.Sequential(*blocks))
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
+    def forward(self, features: list[Tensor], skipped: int = 0) -> list[Tensor]:
         x = features[-1]
         trunk = [x]
-        for stage in reversed(range(len(self.ups))):
+        for stage in reversed(range(skipped, len(self.ups))):
             x = self.merges[stage](torch.cat([self.ups[stage](x), features[stage]], dim=1))
             x = self.blocks[stage](x)
             trunk.insert(0, x)
@@ -214,36 +216,42 @@ class PromptDecoder(nn.Module):
     def forward(
         self, trunk: Sequence[Tensor], queries: Query, spatial: Sequence[Tensor] | None
     ) -> list[Tensor]:
-        """Logits (batch, prompts, x, y, z) at every scale, finest first.
+        """Logits (batch, prompts, x, y, z) at every scale of the trunk, finest first.
 
         Args:
             spatial: at every scale (batch, prompts, its channels, x, y, z).
         """
         hidden: Tensor | None = None
         logits: list[Tensor] = []
-        for stage in reversed(range(len(self.scales))):
+        for stage, features in self._scales_of(trunk):
             marks = None if spatial is None else spatial[stage].flatten(0, 1)
             scale = self.scales[stage]
             if isinstance(scale, RefiningScale):
                 assert hidden is not None  # the plan has coarser scales
-                logit = scale(trunk[stage], queries, hidden, logits[0], marks)
+                logit = scale(features, queries, hidden, logits[0], marks)
             else:
                 coarser = logits[0] if logits else None
-                hidden, logit = scale(trunk[stage], queries, hidden, coarser, marks)
+                hidden, logit = scale(features, queries, hidden, coarser, marks)
             logits.insert(0, logit)
         return logits
 
     def share(self, trunk: Sequence[Tensor], queries: Query, count: int) -> list[Tensor]:
-        """Logits (batch, prompts, x, y, z) at the `count` finest scales, finest first, from the trunk alone.
+        """Logits (batch, prompts, x, y, z) at the network's `count` finest scales, finest first.
+
+        Scales that the trunk left out are missing there, too.
 
         Just what the words say, without the corrections of the prompt's own convolutions: cheap for many
         prompts.
         """
         logits: list[Tensor] = []
-        for stage in reversed(range(len(self.scales))):
-            said = self.scales[stage].direct(trunk[stage], queries)  # type: ignore[operator]
+        for stage, features in self._scales_of(trunk):
+            said = self.scales[stage].direct(features, queries)  # type: ignore[operator]
             logits.insert(0, finer(logits[0] if logits else None, said))
-        return logits[:count]
+        return logits[: count - (len(self.scales) - len(trunk))]
+
+    def _scales_of(self, trunk: Sequence[Tensor]) -> Iterator[tuple[int, Tensor]]:
+        """The trunk's scales, coarsest first: each one's number among the network's, and its features."""
+        return zip(reversed(range(len(self.scales))), reversed(trunk), strict=False)
 
 
 def finer(coarser: Tensor | None, added: Tensor) -> Tensor:

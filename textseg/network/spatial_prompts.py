@@ -128,11 +128,13 @@ class SpatialQuery(nn.Module):
     def forward(self, trunk: Sequence[Tensor], pyramid: Sequence[Tensor]) -> Tensor:
         """trunk and pyramid, finest scale first: (batch, width, x, y, z) and (batch, prompts, 7, x, y, z).
 
+        The finest scale, which is not looked at, may be missing.
+
         Returns:
             (batch, prompts, query width), to be added to the prompts' queries.
         """
-        parts = []
-        for project, features, maps in zip(self.project, trunk[1:], pyramid[1:], strict=True):
+        parts, count = [], len(self.project)
+        for project, features, maps in zip(self.project, trunk[-count:], pyramid[-count:], strict=True):
             this = maps[:, :, [REGION, POINT, SCRIBBLE]].amax(dim=2)
             other = maps[:, :, [NOT_REGION, NOT_POINT, NOT_SCRIBBLE]].amax(dim=2)
             means = [_mean_under(mark, features) for mark in (this, other)]

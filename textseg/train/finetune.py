@@ -124,6 +124,8 @@ def finetune_plan(
             "learning_rate": learning_rate or plan.training.learning_rate / 5,
             "mixture": mixture,
             "core": (),
+            "full_scale_fraction": 1.0,
+            "optimiser": "adamw",
             # Twenty times in a long run: a validation costs nine steps at most.
             "validate_every": plan.training.validate_every or max(SHORTEST_INTERVAL, steps // 20),
         }

@@ -67,8 +67,9 @@ class Lesson(nn.Module):
 
     def forward(self, question: Question) -> Tensor:
         device = question.image.device
+        skipped = 0 if _happens(self.plan.training.full_scale_fraction) else 1
         with Compute(device, number_type(device)).autocast():
-            features = look(self.network, question)
+            features = look(self.network, question, skipped)
             decoded, shared = answers_from(self.network, features, question, self.plan)
         asked = _asked_loss(decoded, question, self.plan)
         sharing = _shared_loss(shared, question, self.plan)
@@ -76,7 +77,10 @@ class Lesson(nn.Module):
             return torch.stack([asked, sharing])
         random = np.random.default_rng(int(torch.randint(2**31, (1,))))
         marks = unpacked(question.marks)
-        marks = next_marks(decoded.logits[0], question.masks, marks, question.valid, random)
+        seen = decoded.logits[0]
+        if skipped:
+            seen = nn.functional.interpolate(seen, size=question.masks.shape[2:], mode="trilinear")
+        marks = next_marks(seen, question.masks, marks, question.valid, random)
         with Compute(device, number_type(device)).autocast():
             again = self.network.decode(features, words_of(self.network, question), marks)
         return torch.stack([(asked + _asked_loss(again, question, self.plan)) / 2, sharing])
@@ -87,9 +91,9 @@ def answer(network: TextPromptedNetwork, question: Question, plan: Plan) -> tupl
     return answers_from(network, look(network, question), question, plan)
 
 
-def look(network: TextPromptedNetwork, question: Question) -> Features:
-    """The features of a batch's images."""
-    return network.encode(question.image.to(memory_format=torch.channels_last_3d))
+def look(network: TextPromptedNetwork, question: Question, skipped: int = 0) -> Features:
+    """The features of a batch's images, without the `skipped` finest scales."""
+    return network.encode(question.image.to(memory_format=torch.channels_last_3d), skipped)
 
 
 def answers_from(
@@ -125,7 +129,8 @@ def loss_parts(answers: tuple[Decoded, Decoded], question: Question, plan: Plan)
 
 def _asked_loss(decoded: Decoded, question: Question, plan: Plan) -> Tensor:
     recipe = plan.training
-    scales, weight = recipe.deep_supervision, recipe.presence_weight
+    weight = recipe.presence_weight
+    scales = recipe.deep_supervision[len(plan.network.strides) - len(decoded.logits) :]
     each = [
         prompt_loss(said, one.masks, scales, weight, one.valid) for said, one in _samples(decoded, question)
     ]
@@ -134,7 +139,8 @@ def _asked_loss(decoded: Decoded, question: Question, plan: Plan) -> Tensor:
 
 def _shared_loss(shared: Decoded, question: Question, plan: Plan) -> Tensor:
     recipe = plan.training
-    scales, weight = recipe.sharing_scales, recipe.presence_weight
+    weight = recipe.presence_weight
+    scales = recipe.sharing_scales[-len(shared.logits) :]
     each = [
         sharing_loss(said, one.shares, one.asked, scales, weight, one.valid)
         for said, one in _samples(shared, question)
@@ -150,8 +156,8 @@ def _samples(said: Decoded, question: Question) -> Iterator[tuple[Decoded, Quest
 
 
 def _happens(fraction: float) -> bool:
-    """By torch's generator, which each step seeds with its number; without a draw where it never happens."""
-    return fraction > 0 and float(torch.rand(())) < fraction
+    """By torch's generator, which each step seeds with its number; without a draw where it is sure."""
+    return fraction >= 1 or (fraction > 0 and float(torch.rand(())) < fraction)
 
 
 def number_type(device: torch.device) -> torch.dtype:

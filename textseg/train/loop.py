@@ -31,6 +31,7 @@ from textseg.train.checkpoint import (
 from textseg.train.distributed import ALONE, World
 from textseg.train.lesson import Lesson, Question, together
 from textseg.train.monitor import Monitor
+from textseg.train.muon import Muon, split
 from textseg.train.stream import SampleStream
 from textseg.train.validation import Verdict, is_due
 
@@ -265,6 +266,9 @@ def _optimiser(beginning: Beginning, recipe: TrainingPlan) -> torch.optim.Optimi
     for group in beginning.groups:
         for parameter in group["params"]:
             parameter.requires_grad_(True)
+    if recipe.optimiser == "muon":
+        groups = split(beginning.groups, beginning.network)
+        return Muon([g for g in groups if g["params"]], lr=recipe.learning_rate)
     return torch.optim.AdamW([g for g in beginning.groups if g["params"]], lr=recipe.learning_rate)
 
 
