@@ -25,6 +25,7 @@ from textseg.geometry import Box, Geometry, Shape, bounding_box
 from textseg.inference import Segmenter
 from textseg.interactive.engine import Outcome, Progress, Turn
 from textseg.interactive.feature_cache import FeatureCache
+from textseg.interactive.heed import heed
 from textseg.interactive.kept import STEPS_A_LOGIT, Field, PackedMask
 from textseg.interactive.marks import Mark, drawn, extent_mm, voxels_of
 from textseg.interactive.working import Canvas, WorkingGrid, empty_field
@@ -179,19 +180,26 @@ class WindowsEngine:
         stage = f"looking at {canvas.grid.spacing_mm[0]:g} mm"
         presence = 0.0
         for done, index in enumerate(windows, start=1):
-            maps = self._maps(canvas.grid, index, canvas.marks, previous)
+            here = _within(canvas.marks, canvas.grid.boxes[index])
+            maps = self._maps(canvas.grid, index, here, previous)
             # The no-text vector takes its place from the maps.
             if maps is None and text is None:
                 maps = torch.zeros((self._spatial_channels, *canvas.grid.window))
-            logits, seen = self._decode(canvas.grid, index, text, maps)
+            logits, seen = self._decode(canvas.grid, index, text, maps, here)
             canvas.add(index, logits)
             presence = max(presence, seen)
             progress(stage, done, len(windows))
         return presence
 
     def _decode(
-        self, grid: WorkingGrid, index: int, text: Tensor | None, maps: Tensor | None
+        self,
+        grid: WorkingGrid,
+        index: int,
+        text: Tensor | None,
+        maps: Tensor | None,
+        marks: Sequence[Interaction],
     ) -> tuple[Tensor, float]:
+        """A window's logits (x, y, z) and presence; `marks` are those in it, in its voxels."""
         compute = self.segmenter.compute
         spatial = None if maps is None else maps[None, None].to(compute.device)
         with compute.autocast():
@@ -200,7 +208,11 @@ class WindowsEngine:
                 features = Features(features.coarsest.float(), tuple(each.float() for each in features.trunk))
             decoded = self.segmenter.network.decode(features, text, spatial)
         self.decoded_windows += 1
-        return decoded.logits[0][0, 0].float().cpu(), float(decoded.presence[0, 0].float().sigmoid())
+        logits = decoded.logits[0][0, 0].float()
+        # Far off only the extent is asked for: a mark there covers much more than was drawn.
+        if grid.coarser == 1:
+            logits = heed(logits, features.trunk[0][0], marks, grid.spacing_mm, self._above)
+        return logits.cpu(), float(decoded.presence[0, 0].float().sigmoid())
 
     def _encoder(self, grid: WorkingGrid, index: int) -> Callable[[], Features]:
         def encode() -> Features:
@@ -212,10 +224,9 @@ class WindowsEngine:
         return encode
 
     def _maps(
-        self, grid: WorkingGrid, index: int, marks: Sequence[Interaction], previous: NDArray[np.bool_] | None
+        self, grid: WorkingGrid, index: int, here: Sequence[Interaction], previous: NDArray[np.bool_] | None
     ) -> Tensor | None:
-        """The maps of one window; None where nothing is drawn in it and no mask was there before."""
-        here = [moved for mark in marks if (moved := _moved(mark, grid.boxes[index])) is not None]
+        """The maps of one window with these marks; None without any, and without a mask before."""
         inside = grid.inside(index)
         if previous is None or not previous[inside.slices].any():
             return draw_maps(here, grid.window) if here else None
@@ -337,6 +348,11 @@ class WindowsEngine:
 def _as_field(mask: NDArray[np.bool_]) -> NDArray[np.int8]:
     """A mask of which nothing but its voxels is known, as logits of one inside and minus one outside."""
     return np.where(mask, STEPS_A_LOGIT, -STEPS_A_LOGIT).astype(np.int8)
+
+
+def _within(marks: Sequence[Interaction], window: Box) -> list[Interaction]:
+    """The marks that lie in a window, in its voxels."""
+    return [moved for mark in marks if (moved := _moved(mark, window)) is not None]
 
 
 def _moved(mark: Interaction, window: Box) -> Interaction | None:
