@@ -1,14 +1,16 @@
 """Scores and probes a model on every labelled set that the default was not trained on, for its card.
 
     python tests/benchmarks/score_default.py WORK [--cases N] [--probe-cases N] [--skip-probe] [--save]
+        [--card plans/default/card.md]
 
 The cases are those that `plans/default/sources.json` holds back: hippocampus crops, sarcomas by kind of
 image, two CTs of which only what is drawn in full is scored, and a head whose labels have FreeSurfer's
 numbers; and the FLAIR and T2 of a patient with multiple sclerosis. Each is asked for the labels' own names,
 and for four things that lie elsewhere in a body. WORK gets for every set a dataset of links, the masks,
 `textseg score`'s report and `textseg probe`'s; a run that was stopped goes on from there. In the end one JSON
-document and a section in Markdown for the card are written there, and beside this program with --save. It is
-to take about a quarter of an hour on two cores, so no probe begins after --minutes.
+document and a section in Markdown for the card are written there, and beside this program with --save; --card
+puts the section at the end of a card, in place of an older one. It is to take about a quarter of an hour on
+two cores, so no probe begins after --minutes.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
+from textseg.atomic import write_bytes
 from textseg.dataset import ANNOTATED_FILE, DATASET_FILE, IMAGES, LABELS, read_dataset
 from textseg.device import processor_name
 from textseg.inference import Segmenter
@@ -50,6 +53,7 @@ from textseg.volume import Modality
 REPOSITORY = Path(__file__).resolve().parents[2]
 DATA = REPOSITORY.parent / "shared" / "data"
 RESULTS = Path(__file__).parent / "results"
+HEADING = "## Scored and probed on real scans that are held back"
 FORMAT = "textseg-score-default-1"
 # What the sets are called in the card.
 TITLES = {
@@ -323,7 +327,7 @@ def section_of(document: Mapping[str, Any]) -> str:
     """The section for the card, Markdown."""
     sets: Mapping[str, Mapping[str, Any]] = document["sets"]
     parts = [
-        "## Scored and probed on real scans that are held back",
+        HEADING,
         f"{document['date']}, textseg {document['textseg']}, by `tests/benchmarks/score_default.py`: labels "
         "asked for by their own names, masks on the scans' own grids as `textseg predict` writes them, "
         "counted by `textseg score` with NSD at 2 mm. Means over cases with 95 % bootstrap intervals. "
@@ -442,7 +446,15 @@ def main() -> None:
     _write(document, options.work, "scores")
     if options.save:
         _write(document, RESULTS, f"score-{segmenter.model.name}-{document['date']}")
+    if options.card is not None:
+        card = options.card.read_text(encoding="utf-8")
+        write_bytes(options.card, with_section(card, section_of(document)).encode())
     sys.stdout.write(section_of(document))
+
+
+def with_section(card: str, section: str) -> str:
+    """A card that ends with this section, and with none of an earlier run."""
+    return f"{card.partition(HEADING)[0].rstrip()}\n\n{section}"
 
 
 def _some(cases: Sequence[HeldBack], most: int | None) -> tuple[HeldBack, ...]:
@@ -469,6 +481,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="WORD", help="sets with it in their folder's name")
     parser.add_argument("--minutes", type=float, default=10.0, help="after these no probe begins")
     parser.add_argument("--save", action="store_true", help="write the result beside this program too")
+    parser.add_argument("--card", type=Path, help="a model's card.md to end with the section")
     return parser.parse_args()
 
 

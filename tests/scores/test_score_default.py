@@ -174,3 +174,15 @@ def test_a_second_run_asks_for_what_is_missing(
     (record,) = (tmp_path / "work" / "chest_and_abdomen_ct" / "masks").glob("*_record.json")
     record.unlink()
     assert [case for case, *_ in run(program, monkeypatch, *words).asked] == ["abdomen_portal"]
+
+
+def test_a_card_ends_with_the_latest_section(
+    program: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = tmp_path / "card.md"
+    card.write_text("# A card\n\nWords.\n", encoding="utf-8")
+    words = ("--data", data, "--only", "hippocampus", "--cases", 1, "--card", card)
+    for _ in range(2):
+        run(program, monkeypatch, tmp_path / "work", *words)
+    section = (tmp_path / "work" / "scores.md").read_text(encoding="utf-8")
+    assert card.read_text(encoding="utf-8") == f"# A card\n\nWords.\n\n{section}"
