@@ -48,8 +48,9 @@ def model_for(tmp_path_factory):
         folder = write_tiny_model(tmp_path_factory.mktemp("model"))
         plan = read_plan(folder)
         network = plan.network.model_copy(update={"norm": "instance"})
-        # What a person would correct is drawn anew in each process: two of them do not see the same marks.
+        # What a person would correct, and whether the finest scale runs, is drawn anew in each process.
         recipe = {"prompts_per_sample": 3, "warmup_steps": 2, "correction_fraction": 0.0}
+        recipe |= {"full_scale_fraction": 1.0}
         training = plan.training.model_copy(update=recipe | numbers)
         changed = plan.model_copy(update={"training": training, "network": network})
         write_plan(Plan.model_validate(changed.model_dump()), folder / PLAN_FILE)

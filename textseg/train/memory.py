@@ -129,6 +129,9 @@ def peak_of_two_steps(plan_json: str, device_name: DeviceName) -> int:
     Two, because Adam's moments exist from the first on and add to the peak of the second.
     """
     plan = Plan.model_validate_json(plan_json)
+    # The peak is that of the steps that run the finest scale.
+    training = plan.training.model_copy(update={"full_scale_fraction": 1.0})
+    plan = plan.model_copy(update={"training": training})
     device = torch.device(device_name)
     before = 0 if device.type == "cuda" else _resident_bytes()
     torch.manual_seed(plan.training.seed)
