@@ -128,5 +128,5 @@ def _joined(shape: Shape, steps: NDArray[np.float64], looks: Tensor) -> Tensor:
 def _kernel(one: Tensor, other: Tensor) -> Tensor:
     """exp(-d² / 2) between all of (n, k) and all of (m, k): (n, m)."""
     squares = one.square().sum(dim=1)[:, None] + other.square().sum(dim=1) - 2 * (one @ other.T)
-    near: Tensor = torch.exp(-0.5 * squares.clamp_min(0))
+    near: Tensor = squares.clamp_min(0).mul_(-0.5).exp_()
     return near
