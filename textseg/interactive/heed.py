@@ -112,7 +112,8 @@ def _looks(features: Tensor) -> Tensor:
     """(voxels, channels) whose squared distances are mean squared differences in standard deviations."""
     flat = features.flatten(1)
     spread, mean = torch.std_mean(flat, dim=1, correction=0, keepdim=True)
-    return ((flat - mean) / (spread.clamp_min(1e-6) * len(flat) ** 0.5)).T
+    looks: Tensor = (flat - mean) / (spread.clamp_min(1e-6) * len(flat) ** 0.5)
+    return looks.T
 
 
 def _joined(shape: Shape, steps: NDArray[np.float64], looks: Tensor) -> Tensor:
