@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from textseg.interactive.heed import GOAL, MOST, heed
+from textseg.interactive.heed import GOAL, MOST, _heard, heed
 from textseg.network.spatial_prompts import Lasso, Point, Region, Scribble
 
 SHAPE = (30, 24, 20)
@@ -98,3 +98,10 @@ def test_marks_at_the_border_and_of_thousands_of_voxels_are_fine(flat):
     assert moved[0, 0, 0] < moved[7, 12, 10]
     many = [Point((float(i % 15), float(i % 24), float(i % 20))) for i in range(2 * MOST)]
     assert bool(heed(logits, features, many, CUBE).isfinite().all())
+
+
+def test_of_many_clicks_each_speaks_for_its_own_voxel():
+    clicks = [(x, y, 10) for x in range(1, 30, 3) for y in range(1, 23, 3)]
+    voxels, signs = _heard([Point((float(x), float(y), float(z))) for x, y, z in clicks], SHAPE)
+    assert list(map(tuple, voxels.tolist())) == clicks
+    assert (signs == 1).all()

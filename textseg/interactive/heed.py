@@ -3,8 +3,7 @@
 A mark tells the network's error at its voxels exactly. Gaussian-process regression (Rasmussen and Williams
 2006, equation 2.25) carries that error on, with a kernel over place and over the trunk's finest features, as
 the bilateral kernels of dense conditional random fields have (Krähenbühl and Koltun 2011). Marks that the
-network already obeys have no error, and hold what is around them. Nothing is learnt, and it costs
-milliseconds.
+network already obeys have no error, and hold what is around them. Nothing is learnt.
 
 Both lengths and the goal were chosen on training cases of sarcoma and hippocampus.
 """
@@ -33,7 +32,8 @@ NOISE = 0.1
 # Voxels that speak for a mark, and for all of them together; evenly chosen where there are more.
 MOST_OF_A_MARK, MOST = 30, 128
 CHUNK = 1 << 14
-AROUND = np.array([place for place in product((-1, 0, 1), repeat=3) if np.abs(place).sum() <= 1])
+# A click speaks for its voxel, which comes first and so is always chosen, and for the six that touch it.
+AROUND = np.array(sorted((at for at in product((-1, 0, 1), repeat=3) if np.abs(at).sum() <= 1), key=np.any))
 
 
 def heed(
