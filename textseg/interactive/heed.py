@@ -31,7 +31,7 @@ GOAL = 4.0
 NOISE = 0.1
 # Voxels that speak for a mark, and for all of them together; evenly chosen where there are more.
 MOST_OF_A_MARK, MOST = 30, 128
-CHUNK = 1 << 14
+CHUNK = 1 << 12
 # A click speaks for its voxel, which comes first and so is always chosen, and for the six that touch it.
 AROUND = np.array(sorted((at for at in product((-1, 0, 1), repeat=3) if np.abs(at).sum() <= 1), key=np.any))
 
@@ -127,7 +127,13 @@ def _joined(shape: Shape, steps: NDArray[np.float64], looks: Tensor) -> Tensor:
 
 
 def _kernel(one: Tensor, other: Tensor) -> Tensor:
-    """exp(-d² / 2) between all of (n, k) and all of (m, k): (n, m)."""
-    squares = one.square().sum(dim=1)[:, None] + other.square().sum(dim=1) - 2 * (one @ other.T)
-    near: Tensor = squares.clamp_min(0).mul_(-0.5).exp_()
+    """exp(-d² / 2) between all of (n, k) and all of (m, k): (n, m).
+
+    The exponent a · b - a² / 2 - b² / 2 is one matrix product of vectors with two entries more.
+    """
+    halves = [points.square().sum(dim=1, keepdim=True) / -2 for points in (one, other)]
+    ones = [torch.ones_like(half) for half in halves]
+    rows = torch.cat([one, halves[0], ones[0]], dim=1)
+    columns = torch.cat([other, ones[1], halves[1]], dim=1)
+    near: Tensor = (rows @ columns.T).exp_()
     return near
