@@ -293,7 +293,6 @@ def _filled(skeleton: Plan, topology: Topology, width: int, batch: int) -> Plan:
             "deep_supervision": recipe.deep_supervision[:stages],
             "sharing_scales": recipe.sharing_scales[:stages],
             "full_scale_fraction": 1.0,
-            "optimiser": "adamw",
         }
     )
     windows = skeleton.windows.model_copy(update={"size_voxels": topology.patch})

@@ -14,6 +14,7 @@ from textseg.network.build import build_network, count_parameters
 from textseg.plan import Plan, Triple, read_plan
 from textseg.train import memory
 from textseg.train.lesson import answer, loss_of
+from textseg.train.loop import fresh, optimiser_for, training_step
 from textseg.train.memory import (
     bytes_per_value,
     estimate_training_memory,
@@ -43,6 +44,21 @@ def test_weights_count_with_gradients_moments_and_average() -> None:
         parameters = count_parameters(build_network(plan))
     assert estimate_training_memory(plan, 4).weights == 20 * parameters
     assert estimate_training_memory(plan, 2).weights == 22 * parameters
+
+
+def test_muon_keeps_one_moment_where_adamw_keeps_two() -> None:
+    plan = tiny_plan()
+    with_muon = plan.model_copy(update={"training": plan.training.model_copy(update={"optimiser": "muon"})})
+    beginning = fresh(with_muon)
+    optimiser = optimiser_for(beginning, with_muon.training)
+    training_step(beginning.network, optimiser, memory._inputs(with_muon), with_muon, torch.device("cpu"))
+    moments = sum(
+        value.numel() for state in optimiser.state.values() for name, value in state.items() if name != "step"
+    )
+    saved = count_parameters(beginning.network) * 2 - moments
+    assert saved > 0
+    spared = [estimate_training_memory(each, 4).weights for each in (plan, with_muon)]
+    assert spared[0] - spared[1] == 4 * saved
 
 
 def test_the_count_is_what_autograd_really_keeps() -> None:

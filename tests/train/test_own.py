@@ -104,6 +104,14 @@ def test_training_from_scratch_keeps_the_plans_recipe_but_for_its_data(dataset: 
     assert scratch_plan(plan, dataset).training.steps == plan.training.steps
 
 
+def test_training_from_scratch_keeps_the_plans_optimiser_and_scales(dataset: Dataset) -> None:
+    plan = tiny_plan()
+    asked = {"optimiser": "muon", "full_scale_fraction": 0.5}
+    plan = plan.model_copy(update={"training": plan.training.model_copy(update=asked)})
+    own = scratch_plan(plan, dataset).training
+    assert (own.optimiser, own.full_scale_fraction) == ("muon", 0.5)
+
+
 def test_a_plan_takes_the_text_tower_that_a_model_has(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path / "model")
     plan = read_plan(Path(__file__).parents[2] / "plans" / "default")

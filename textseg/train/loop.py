@@ -148,7 +148,7 @@ def train(
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     averaged = copy.deepcopy(network).requires_grad_(False).eval()
     world.join_norms(network)
-    learner = Learner(network, averaged, _optimiser(beginning, recipe))
+    learner = Learner(network, averaged, optimiser_for(beginning, recipe))
     reached = start = load_state(run, learner, device)
     if start.step >= recipe.steps:
         return Trained(averaged, start.step, start.seconds, load_best(run, averaged))
@@ -261,7 +261,8 @@ def _set_mode(network: nn.Module, *, frozen: bool) -> None:
                 module.eval()
 
 
-def _optimiser(beginning: Beginning, recipe: TrainingPlan) -> torch.optim.Optimizer:
+def optimiser_for(beginning: Beginning, recipe: TrainingPlan) -> torch.optim.Optimizer:
+    """The recipe's optimiser for what the beginning names; all other parameters ask for no gradient."""
     beginning.network.requires_grad_(False)
     for group in beginning.groups:
         for parameter in group["params"]:

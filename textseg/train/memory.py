@@ -2,7 +2,7 @@
 
 What a step needs is mostly what autograd keeps from the forward pass for the backward pass. That is counted
 exactly, by running the step on torch's meta device, whose tensors have shapes and no memory, and adding up
-the storages that are saved. Weights with their gradients, Adam's two moments and the running average are
+the storages that are saved. Weights with their gradients, the optimiser's moments and the running average are
 known; the backward pass's own working space is a few times the largest map. nnU-Net (Isensee et al. 2021)
 counts the voxels of all feature maps for the same purpose and leaves the rest to a constant.
 """
@@ -24,11 +24,13 @@ from textseg.errors import PlanError
 from textseg.network.build import build_network
 from textseg.plan import Plan
 from textseg.train.lesson import Question, answer, loss_of
-from textseg.train.loop import training_step
+from textseg.train.loop import fresh, optimiser_for, training_step
+from textseg.train.muon import turned
 
 DeviceName = Literal["cpu", "cuda"]
 
-# Weights, gradients, Adam's two moments and the running average, all in float32; autocast keeps one more.
+# Weights, gradients, Adam's two moments and the running average, all in float32. Muon needs one moment of
+# what it turns; autocast keeps one copy more.
 COPIES_OF_WEIGHTS = 5
 # What the backward pass of a layer holds beside that: maps as large as the largest that is kept, two of them
 # in the convolutions' type and one in float32; and what libraries take when they are first used. Fitted to
@@ -73,8 +75,11 @@ def estimate_training_memory(plan: Plan, bytes_per_value: int) -> TrainingMemory
             by_network = kept.bytes
             loss_of(answers, inputs, plan)
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    copies = COPIES_OF_WEIGHTS * parameters
+    if plan.training.optimiser == "muon":
+        copies -= sum(parameter.numel() for parameter in turned(network))
     return TrainingMemory(
-        weights=(4 * COPIES_OF_WEIGHTS + (bytes_per_value if bytes_per_value < 4 else 0)) * parameters,
+        weights=4 * copies + (bytes_per_value if bytes_per_value < 4 else 0) * parameters,
         kept_by_network=by_network * bytes_per_value // 4,
         kept_by_loss=kept.bytes - by_network,
         working=kept.largest * (WORKING_MAPS * bytes_per_value + WORKING_MAPS_FLOAT32 * 4) // 4,
@@ -126,7 +131,7 @@ sys.stdout.write(str(peak_of_two_steps(sys.stdin.read(), sys.argv[1])))
 def peak_of_two_steps(plan_json: str, device_name: DeviceName) -> int:
     """Run two training steps in this process and give the growth of its peak memory in bytes.
 
-    Two, because Adam's moments exist from the first on and add to the peak of the second.
+    Two, because the optimiser's moments exist from the first on and add to the peak of the second.
     """
     plan = Plan.model_validate_json(plan_json)
     # The peak is that of the steps that run the finest scale.
@@ -134,11 +139,11 @@ def peak_of_two_steps(plan_json: str, device_name: DeviceName) -> int:
     plan = plan.model_copy(update={"training": training})
     device = torch.device(device_name)
     before = 0 if device.type == "cuda" else _resident_bytes()
-    torch.manual_seed(plan.training.seed)
-    network = build_network(plan).to(device)
+    beginning = fresh(plan)
+    network = beginning.network.to(device)
     network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     averaged = copy.deepcopy(network).requires_grad_(False)
-    optimiser = torch.optim.AdamW(network.parameters(), lr=plan.training.learning_rate)
+    optimiser = optimiser_for(beginning, plan.training)
     with torch.device(device):
         inputs = _inputs(plan)
     for _ in range(2):

@@ -79,12 +79,8 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def split(groups: list[dict[str, Any]], network: nn.Module) -> list[dict[str, Any]]:
-    """Groups of a network's parameters, each with what Muon turns in a group of its own.
-
-    That is the convolutions and linear layers between features. The first convolution, the dynamic kernels,
-    which are heads of hundreds of structures, and heads of a few outputs stay with AdamW.
-    """
-    ours = {id(parameter) for parameter in _between_features(network)}
+    """Groups of a network's parameters, each with what Muon turns in a group of its own."""
+    ours = {id(parameter) for parameter in turned(network)}
     parted = []
     for group in groups:
         for orthogonal_ones in (False, True):
@@ -93,7 +89,12 @@ def split(groups: list[dict[str, Any]], network: nn.Module) -> list[dict[str, An
     return parted
 
 
-def _between_features(network: nn.Module) -> Iterator[nn.Parameter]:
+def turned(network: nn.Module) -> Iterator[nn.Parameter]:
+    """What of a network Muon turns: the convolutions and linear layers between features.
+
+    The first convolution, the dynamic kernels, which are heads of hundreds of structures, and heads of a few
+    outputs stay with AdamW.
+    """
     heads = {
         id(parameter)
         for module in network.modules()

@@ -95,13 +95,15 @@ def with_text_of(plan: Plan, folder: Path) -> Plan:
 
 
 def scratch_plan(plan: Plan, dataset: Dataset, steps: int | None = None) -> Plan:
-    """A dataset's plan with the recipe for training from random weights.
+    """A dataset's plan with the recipe for training from random weights, by the plan's own optimiser.
 
     Args:
         steps: as many as the plan says where it is None.
     """
     recipe = plan.training
-    return finetune_plan(plan, dataset, steps or recipe.steps, learning_rate=recipe.learning_rate)
+    planned = finetune_plan(plan, dataset, steps or recipe.steps, learning_rate=recipe.learning_rate)
+    own = {"optimiser": recipe.optimiser, "full_scale_fraction": recipe.full_scale_fraction}
+    return planned.model_copy(update={"training": planned.training.model_copy(update=own)})
 
 
 def train_on_dataset(
