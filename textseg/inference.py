@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -32,7 +32,7 @@ from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
 from textseg.packed import PackedMasks
 from textseg.plan import Millimetres, Plan
-from textseg.prepare import Prepared, join_channels, prepare
+from textseg.prepare import ChannelSource, Prepared, join_channels, prepare
 from textseg.prompts import Prompt, understand
 from textseg.result import NO_MASK, Found, ModalitySource, Segmentation, describe_mask
 from textseg.scan import check_voxels, read_scan
@@ -194,31 +194,25 @@ class Segmenter:
         began = time.monotonic()
         understood = self.model.read_prompts(_texts(prompts))
         progress("reading", 0, 1)
-        scans = [_read(one) for one in _each(scan)]
-        plan = self.plan if self._foreign is None else None
-        if plan is not None:
-            plan.check_channels(sum(one.channels for one in scans))
-            _refuse_other_modalities(scans, modality, plan)
-        volume, channels = join_channels(scans)
-        used_modality, modality_from = _modality(volume, modality, plan)
+        given = read_input(scan, modality, self.plan if self._foreign is None else None)
         if self._foreign is None:
-            answer = self._own_answer(volume, understood, used_modality, progress)
+            answer = self._own_answer(given.volume, understood, given.modality, progress)
         else:
-            answer = self._foreign(volume, understood, self.compute, progress)
+            answer = self._foreign(given.volume, understood, self.compute, progress)
         masks = answer.masks
         if clean_up:
             masks = _cleaned_up(masks, self.compute.device)
         return Segmentation(
             masks=masks,
-            found=self._found(volume, understood, masks, answer),
-            volume=volume,
-            modality=used_modality,
-            modality_from=modality_from,
+            found=self._found(given.volume, understood, masks, answer),
+            volume=given.volume,
+            modality=given.modality,
+            modality_from=given.modality_from,
             model=self.model,
             compute=str(self.compute),
             seconds=time.monotonic() - began,
             clean_up=clean_up,
-            channels=channels,
+            channels=given.channels,
             memory=answer.memory,
             shortcuts=answer.shortcuts,
         )
@@ -372,6 +366,36 @@ def _cleaned_up(masks: NDArray[np.bool_] | PackedMasks, device: torch.device) ->
     for index, mask in enumerate(masks):
         cleaned.replace(index, fill_holes(largest_component(mask, device)))
     return cleaned
+
+
+@dataclass(frozen=True)
+class Input:
+    """A scan with all of its channels and where they came from; the first one's modality and who told it."""
+
+    volume: Volume
+    modality: Modality
+    modality_from: ModalitySource
+    channels: tuple[ChannelSource, ...]
+
+
+def read_input(scan: ScanLike, modality: Modality | None, plan: Plan | None) -> Input:
+    """What a model is given: files are read, channels joined on the first one's grid, and the modality found.
+
+    Args:
+        modality: as the caller says; None where the plan, the header or the values are to tell.
+        plan: of the model that is to see it; None for another project's, which checks for itself.
+
+    Raises:
+        ScanError: a file can't be read, or its channels do not overlap.
+        PlanError: there are too few or too many channels for the plan, or they are of other modalities.
+    """
+    scans = [_read(one) for one in _each(scan)]
+    if plan is not None:
+        plan.check_channels(sum(one.channels for one in scans))
+        _refuse_other_modalities(scans, modality, plan)
+    volume, channels = join_channels(scans)
+    used, told_by = _modality(volume, modality, plan)
+    return Input(volume, used, told_by, channels)
 
 
 def _each(scan: ScanLike) -> list[OneScan]:

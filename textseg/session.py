@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from textseg.device import DeviceChoice
 from textseg.errors import PromptError, ScanError
 from textseg.geometry import Box, Geometry
-from textseg.inference import ScanLike, Segmenter, _each, _modality, _read, _refuse_other_modalities
+from textseg.inference import ScanLike, Segmenter, read_input
 from textseg.interactive.engine import Engine, Outcome, Progress, Turn
 from textseg.interactive.marks import Coordinates, Mark, box_mark, lasso_mark, point_mark, scribble_mark
 from textseg.interactive.session_file import (
@@ -25,7 +25,6 @@ from textseg.interactive.session_file import (
 from textseg.interactive.states import Draft, Event, SessionObject, State
 from textseg.interactive.windows_engine import WindowsEngine
 from textseg.masks import combine
-from textseg.prepare import join_channels
 from textseg.prompts import understand
 from textseg.volume import Modality, Volume
 
@@ -385,16 +384,11 @@ class Session:
         return self._states[self._current].draft
 
     def _take(self, scan: ScanLike, modality: Modality | None) -> None:
-        plan = self.segmenter.plan
-        scans = [_read(one) for one in _each(scan)]
-        plan.check_channels(sum(one.channels for one in scans))
-        _refuse_other_modalities(scans, modality, plan)
-        volume, _ = join_channels(scans)
-        used, _ = _modality(volume, modality, plan)
-        self._own.set_scan(volume, used)
+        given = read_input(scan, modality, self.segmenter.plan)
+        self._own.set_scan(given.volume, given.modality)
         if self._engine is not self._own:
-            self._engine.set_scan(volume, used)
-        self._volume, self._modality, self._reference = volume, used, None
+            self._engine.set_scan(given.volume, given.modality)
+        self._volume, self._modality, self._reference = given.volume, given.modality, None
 
     def _take_again(self, saved: ScanReference, scan: ScanLike | None, path: Path) -> None:
         modality: Modality = saved.modality  # type: ignore[assignment]

@@ -139,7 +139,7 @@ def segment_windows(
     window = window_shape(shape, plan)
     return WindowRun(
         network,
-        _padded(image, window) if isinstance(image, Tensor) else image,
+        padded(image, window) if isinstance(image, Tensor) else image,
         text,
         windows_of(shape, plan),
         blend_weights(window, plan.windows),
@@ -406,7 +406,7 @@ def _too_little(compute: Compute, what: str) -> NotEnoughMemoryError:
     )
 
 
-def _padded(image: Tensor, window: Shape) -> Tensor:
+def padded(image: Tensor, window: Shape) -> Tensor:
     """The image, grown to the window where it is smaller, with its own darkest value, which is air."""
     missing = [max(0, size - n) for n, size in zip(image.shape[1:], window, strict=True)]
     if not any(missing):
@@ -420,7 +420,7 @@ def _pads(missing: list[int]) -> list[int]:
     return [0, z, 0, y, 0, x]
 
 
-def _weight(window: Shape, plan: Plan) -> Tensor:
+def window_weight(window: Shape, plan: Plan) -> Tensor:
     x, y, z = (torch.from_numpy(table) for table in blend_weights(window, plan.windows))
     return x[:, None, None] * y[None, :, None] * z[None, None, :]
 

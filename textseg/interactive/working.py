@@ -20,7 +20,7 @@ from textseg.network.spatial_prompts import Interaction
 from textseg.plan import Millimetres, Plan
 from textseg.prepare import Prepared
 from textseg.resample import resample
-from textseg.sliding import _padded, _weight
+from textseg.sliding import padded, window_weight
 from textseg.windows import blend_weights, place_windows, window_shape
 
 Slices = tuple[slice, slice, slice]
@@ -67,12 +67,12 @@ class WorkingGrid:
     @cached_property
     def image(self) -> Tensor:
         """(channels, x, y, z), at least as large as a window."""
-        return _padded(self.prepared.image, self.window)
+        return padded(self.prepared.image, self.window)
 
     @cached_property
     def weight(self) -> Tensor:
         """How much each voxel of a window counts, (x, y, z)."""
-        return _weight(self.window, self.plan)
+        return window_weight(self.window, self.plan)
 
     @cached_property
     def margin(self) -> Shape:

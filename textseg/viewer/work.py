@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from textseg.errors import TextsegError
+from textseg.errors import TextsegError, says_out_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def in_words(error: Exception) -> str:
         return str(error)
     if isinstance(error, Cancelled):
         return "Stopped; everything is as before."
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if says_out_of_memory(error):
         return "The memory is not enough for this step. Close other programs, or choose the device cpu."
     _log.error("a step of the viewer failed", exc_info=error)
     reason = str(error).partition("\n")[0]
