@@ -25,6 +25,7 @@ from textseg.finishing import MaskFinisher, empty_masks, finish_slabs
 from textseg.geometry import Shape
 from textseg.masks import FEWEST_WORKING_VOXELS, fill_holes, largest_component, logit_of
 from textseg.memory import Footprint, Task, choose_batches, footprint
+from textseg.mirrored import Mirrored, embed_both_sides
 from textseg.models import ModelFolder, find_model
 from textseg.network.build import PromptableNetwork, for_inference
 from textseg.network.nnunet import NnunetModel
@@ -110,9 +111,11 @@ class Segmenter:
             `textseg.zoom`. None to look everywhere.
         exit_below: give a prompt up in windows whose coarse logits are nowhere above this, approximately; see
             `textseg.early_exit`. None for never.
+        mirrored: the mean of every window and its mirror image, with the sides swapped in words, in twice the
+            time; see `textseg.mirrored`. None where the plan says so.
 
     Raises:
-        ModelError: there is no such model, or a shortcut was asked of another project's.
+        ModelError: there is no such model, or a shortcut or mirroring was asked of another project's.
         DeviceError: see `textseg.errors`.
     """
 
@@ -129,16 +132,17 @@ class Segmenter:
         compile: bool = False,
         zoom_above: float | None = None,
         exit_below: float | None = None,
+        mirrored: bool | None = None,
     ) -> None:
         self.compute = choose_compute(device, threads)
-        self.memory, self.deterministic = memory, deterministic
+        self.memory, self.deterministic, self.mirrored = memory, deterministic, mirrored
         self.zoom_above, self.exit_below = zoom_above, exit_below
-        self._footprints: dict[tuple[Shape, torch.dtype], Footprint] = {}
+        self._footprints: dict[tuple[Shape, torch.dtype, bool], Footprint] = {}
         self.model: ModelFolder = find_model(model)
         self._foreign: ForeignModel | None = None
-        if self.model.kind != "textseg" and (zoom_above, exit_below) != (None, None):
+        if self.model.kind != "textseg" and (zoom_above, exit_below, mirrored) != (None, None, None):
             raise ModelError(
-                f"Zoom and early exit are for textseg's own models, got {self.model.name!r} of "
+                f"Zoom, early exit and mirroring are for textseg's own models, got {self.model.name!r} of "
                 f"{self.model.kind}. Leave them out."
             )
         if self.model.kind != "textseg" and self.compute.device.type == "cpu":
@@ -215,6 +219,7 @@ class Segmenter:
             channels=given.channels,
             memory=answer.memory,
             shortcuts=answer.shortcuts,
+            averaged=answer.averaged,
         )
 
     def _own_answer(
@@ -225,12 +230,13 @@ class Segmenter:
         presence = np.zeros(len(understood))
         memory: list[MemoryFacts] = []
         counts: list[tuple[int, ...]] = []
-        for spacing_mm, members in self._by_spacing(understood).items():
+        averaged = [False] * len(understood)
+        for (spacing_mm, mirrored), members in self._by_look(understood).items():
             progress("preparing", 0, 1)
             prepared = self._prepared(volume, modality, spacing_mm)
             images = self._images(volume, prepared)
             text = self.text.embed([understood[i].canonical for i in members])
-            batches, facts = self._batches(prepared, len(members))
+            batches, facts = self._batches(prepared, len(members), mirrored)
             memory.append(facts)
             air = prepared.air if self.plan.windows.skip_air else None
             wanted = self._wanted(prepared, text, batches, air, progress)
@@ -238,9 +244,9 @@ class Segmenter:
             if self.exit_below is not None:
                 network = with_early_exit(network, self.network, self.exit_below)
             answer = segment_windows(
-                network,
+                Mirrored(network) if mirrored else network,
                 images,
-                text,
+                embed_both_sides([understood[i] for i in members], self.text) if mirrored else text,
                 self.plan,
                 self.compute,
                 partial(progress, f"segmenting at {spacing_mm[0]:g} mm"),
@@ -252,13 +258,15 @@ class Segmenter:
             finisher = MaskFinisher(masks, members, prepared.geometry, prepared.scan, threshold)
             finish_slabs(answer.slabs(), finisher, beside=self.compute.device.type == "cuda")
             presence[members] = answer.presence.numpy()
-            counts.append(self._counts(prepared, len(members), wanted, network))
+            for index in members:
+                averaged[index] = mirrored
+            counts.append(self._counts(prepared, len(members), wanted, network, mirrored))
         for index in np.flatnonzero(presence < self.plan.masks.presence):
             # Known only when the last window was looked at.
             masks.clear(int(index))
         asked = tuple(prompt.canonical for prompt in understood)
         largest = max(memory, key=lambda facts: facts.predicted_peak_bytes)
-        return MaskAnswer(masks, presence, asked, largest, self._shortcuts(counts))
+        return MaskAnswer(masks, presence, asked, largest, self._shortcuts(counts), tuple(averaged))
 
     def _prepared(self, volume: Volume, modality: Modality, spacing_mm: Millimetres) -> Prepared:
         """By the GPU where there is one: a processor would resample longer than the GPU does all the rest."""
@@ -292,13 +300,18 @@ class Segmenter:
         )
 
     def _counts(
-        self, prepared: Prepared, prompts: int, wanted: Wanted | None, network: PromptableNetwork
+        self,
+        prepared: Prepared,
+        prompts: int,
+        wanted: Wanted | None,
+        network: PromptableNetwork,
+        mirrored: bool,
     ) -> tuple[int, ...]:
         """Windows, those that were looked at, pairs of a window and a prompt, and those that were decoded."""
         windows = len(windows_of(prepared.geometry.shape, self.plan))
         looked = windows if wanted is None else int(wanted.any(axis=1).sum())
         decoded = windows * prompts if wanted is None else int(wanted.sum())
-        given_up = network.given_up if isinstance(network, EarlyExit) else 0
+        given_up = network.given_up // (1 + mirrored) if isinstance(network, EarlyExit) else 0
         return windows, looked, windows * prompts, decoded - given_up
 
     def _shortcuts(self, counts: Sequence[tuple[int, ...]]) -> Shortcuts | None:
@@ -313,24 +326,28 @@ class Segmenter:
         window = window_shape(shape, self.plan)
         return self._backend.network_for(window, len(self.plan.channels), windows) or self.network
 
-    def _batches(self, prepared: Prepared, prompts: int) -> tuple[Batches, MemoryFacts]:
+    def _batches(self, prepared: Prepared, prompts: int, mirrored: bool) -> tuple[Batches, MemoryFacts]:
         """What to compute together for a prepared scan, and the peak of memory that this comes to."""
         shape, dtype = prepared.geometry.shape, self.compute.dtype
         window = window_shape(shape, self.plan)
-        if (window, dtype) not in self._footprints:
-            self._footprints[window, dtype] = footprint(self.plan, window, self.compute)
+        key = window, dtype, mirrored
+        if key not in self._footprints:
+            self._footprints[key] = footprint(self.plan, window, self.compute, mirrored)
         x, y, z = (max(sides) for sides in zip(shape, window, strict=True))
         task = Task((len(self.plan.channels), x, y, z), window, prepared.scan.shape, prompts)
         # What is free differs from run to run.
         room = 2**60 if self.deterministic and self.memory is None else self.memory
-        batches, facts = choose_batches(task, self._footprints[window, dtype], self.compute, room)
+        batches, facts = choose_batches(task, self._footprints[key], self.compute, room)
         return batches, replace(facts, budget_bytes=self.memory)
 
-    def _by_spacing(self, prompts: Sequence[Prompt]) -> dict[tuple[float, float, float], list[int]]:
-        """Which prompts share a working spacing, so that the image is prepared and encoded once for them."""
-        shared: dict[tuple[float, float, float], list[int]] = {}
+    def _by_look(self, prompts: Sequence[Prompt]) -> dict[tuple[Millimetres, bool], list[int]]:
+        """Which prompts share a working spacing, and whether windows are mirrored too, so that the image is
+        prepared and encoded once for them."""
+        shared: dict[tuple[Millimetres, bool], list[int]] = {}
         for index, prompt in enumerate(prompts):
-            shared.setdefault(self.plan.spacing_for(prompt.group), []).append(index)
+            group = self.plan.group_for(prompt.group)
+            mirrored = group.mirrored if self.mirrored is None else self.mirrored
+            shared.setdefault((group.spacing_mm, mirrored), []).append(index)
         return shared
 
     def _found(

@@ -25,6 +25,7 @@ from textseg.atomic import write_bytes
 from textseg.device import Compute, NotEnoughMemoryError, find_gpu
 from textseg.embeddings.files import user_cache
 from textseg.geometry import Shape
+from textseg.mirrored import Mirrored
 from textseg.network.build import build_network, fold_batch_norm
 from textseg.plan import Plan
 from textseg.sliding import PROMPTS_AT_ONCE, Batches, MemoryFacts
@@ -85,8 +86,9 @@ class Task:
     prompts: int
 
 
-def footprint(plan: Plan, window: Shape, compute: Compute) -> Footprint:
-    """What a plan's network holds while it looks at one window; nothing is computed.
+def footprint(plan: Plan, window: Shape, compute: Compute, mirrored: bool = False) -> Footprint:
+    """What a plan's network holds while it looks at one window, or at it and its mirror image; nothing is
+    computed.
 
     It is found out once and kept on disk: a second or two would be most of what a small scan takes.
     """
@@ -95,19 +97,20 @@ def footprint(plan: Plan, window: Shape, compute: Compute) -> Footprint:
         len(plan.channels),
         window,
         str(compute.dtype),
+        mirrored,
         torch.__version__,
     )
     path = user_cache() / "footprints" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
     try:
         return Footprint(**{name: int(size) for name, size in json.loads(path.read_text()).items()})
     except (OSError, ValueError, AttributeError, TypeError):
-        found = _footprint(plan, window, compute)
+        found = _footprint(plan, window, compute, mirrored)
     with suppress(OSError):
         write_bytes(path, json.dumps(asdict(found)).encode())
     return found
 
 
-def _footprint(plan: Plan, window: Shape, compute: Compute) -> Footprint:
+def _footprint(plan: Plan, window: Shape, compute: Compute, mirrored: bool) -> Footprint:
     """By running it on torch's meta device, whose tensors have shapes and no memory."""
     with torch.device("meta"), torch.inference_mode():
         network = fold_batch_norm(build_network(plan))
@@ -115,13 +118,15 @@ def _footprint(plan: Plan, window: Shape, compute: Compute) -> Footprint:
         image = image.contiguous(memory_format=torch.channels_last_3d)
         # As it is run: where a layer wants the other layout there is a copy.
         network.to(compute.dtype).to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        looking = Mirrored(network) if mirrored else network
+        width = plan.network.text_width * (2 if mirrored else 1)
         with _Living() as living:
-            features = network.encode(image)
+            features = looking.encode(image)
             encoding, kept = living.peak, living.now
             peaks = []
             for prompts in (1, 3):
                 living.peak = living.now
-                network.decode(features, torch.empty((prompts, plan.network.text_width), dtype=compute.dtype))
+                looking.decode(features, torch.empty((prompts, width), dtype=compute.dtype))
                 peaks.append(living.peak)
     own = image.numel() * 4
     a_prompt = (peaks[1] - peaks[0]) // 2

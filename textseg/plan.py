@@ -141,6 +141,8 @@ class GroupPlan(Part):
     """At which voxel size the structures of one group of the lexicon are segmented."""
 
     spacing_mm: Millimetres
+    mirrored: bool = False
+    """Whether windows are also looked at mirrored left to right, see `textseg.mirrored`: twice the time."""
 
 
 class WindowPlan(Part):
@@ -199,6 +201,8 @@ class TrainingPlan(Part):
     """How often neighbours, and findings of what a patch shows, are denied before other absent things."""
     mirror_fraction: float = Field(default=0, ge=0, le=1)
     """How often a patch is mirrored, left and right swapped in its labels and in their words."""
+    mirror_groups: tuple[str, ...] = ()
+    """Groups whose cases are mirrored, every group where none is named: a mirrored torso is a rare thing."""
     low_resolution_fraction: float = Field(default=0, ge=0, le=1)
     """How often a channel is changed so, here and below; see `textseg.train.augment`."""
     blur_fraction: float = Field(default=0, ge=0, le=1)
@@ -278,7 +282,11 @@ class Plan(Part):
 
     def spacing_for(self, group: str | None) -> Millimetres:
         """Working spacing in mm (x, y, z of the canonical axes) for a group of the lexicon."""
-        return self.groups.get(group or self.default_group, self.groups[self.default_group]).spacing_mm
+        return self.group_for(group).spacing_mm
+
+    def group_for(self, group: str | None) -> GroupPlan:
+        """How a group of the lexicon is looked at: as the default group where the plan does not name it."""
+        return self.groups.get(group or self.default_group, self.groups[self.default_group])
 
 
 def read_plan(path: str | Path) -> Plan:

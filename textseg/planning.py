@@ -335,6 +335,7 @@ def _recipe(fingerprint: Fingerprint, base: TrainingPlan) -> TrainingPlan:
             "mixture": {_slug(fingerprint.dataset): 1.0},
             "core": (),
             **USUAL_FRACTIONS,
+            "mirror_groups": (),
             "prompts_per_sample": min(base.prompts_per_sample, max(2, labels)),
             "sharing_prompts": min(base.sharing_prompts, labels),
         }

@@ -82,6 +82,7 @@ class Segmentation:
     Masks may be packed: they read like an array, and `masks[0]` unpacks one of them. The scan is `volume`; of
     several channels it has the first one's grid, and `channels` tells where each of them came from. `memory`
     is what the peak was predicted to be, where that can be told; `shortcuts` are those that were taken.
+    `averaged` says of each prompt whether its mask is the mean with the mirror image; empty for none.
     `sides` are the checks against the mirrored scan, one a prompt, where they were made
     (`textseg.sides.check_sides`).
     """
@@ -98,6 +99,7 @@ class Segmentation:
     channels: tuple[ChannelSource, ...] = ()
     memory: MemoryFacts | None = None
     shortcuts: Shortcuts | None = None
+    averaged: tuple[bool, ...] = ()
     sides: tuple[SideCheck, ...] = ()
 
     @property
@@ -207,7 +209,9 @@ class Segmentation:
             },
             "clean_up": self.clean_up,
             "prompts": [
-                _prompt_facts(found, (files or {}).get(i)) | self._side_facts(i)
+                _prompt_facts(found, (files or {}).get(i))
+                | {"mirror_averaged": bool(self.averaged and self.averaged[i])}
+                | self._side_facts(i)
                 for i, found in enumerate(self.found)
             ],
         }

@@ -97,14 +97,16 @@ class Answer:
 @dataclass(frozen=True, eq=False)
 class MaskAnswer:
     """What a model says of a scan: masks (prompts, x, y, z) bool on the scan's own grid, presence (prompts,)
-    in 0 to 1, the words that the network was asked for each prompt, what memory was predicted, and the
-    shortcuts that were taken."""
+    in 0 to 1, the words that the network was asked for each prompt, what memory was predicted, the
+    shortcuts that were taken, and for each prompt whether it is the mean with the mirror image; empty for
+    none."""
 
     masks: NDArray[np.bool_] | PackedMasks
     presence: NDArray[np.float64]
     asked: tuple[str, ...]
     memory: MemoryFacts | None = None
     shortcuts: Shortcuts | None = None
+    averaged: tuple[bool, ...] = ()
 
 
 def segment_windows(

@@ -127,6 +127,15 @@ def predict(
             rich_help_panel=HOW,
         ),
     ] = False,
+    mirror: Annotated[
+        bool | None,
+        typer.Option(
+            "--mirror/--no-mirror",
+            help="Average with the mirror image, sides swapped in words, in twice the time; as the model's "
+            "plan says by default.",
+            rich_help_panel=HOW,
+        ),
+    ] = None,
     clean_up: Annotated[
         bool,
         typer.Option(
@@ -232,6 +241,7 @@ def predict(
             backend=backend.value,
             zoom_above=zooms.ABOVE if zoom else None,
             exit_below=exits.BELOW if early_exit else None,
+            mirrored=mirror,
         )
         segmentation = segmenter(scans, texts, modality=kind, clean_up=clean_up, progress=progress)
         if sides:

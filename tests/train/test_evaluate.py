@@ -163,3 +163,17 @@ def test_label_maps_are_drawn_as_the_same_image_each_time(score):
     assert not torch.equal(first[0], first[1])
     brain = Case(replace(facts, group="brain", mixture="brain"), case.labels)
     assert {entry.kind for entry in score([brain])} == {"brain mr (synthesised)"}
+
+
+def test_a_group_that_is_looked_at_mirrored_is_scored_so(score, plan):
+    """The stub is asked for what things are in a mirror image; where that is wrong the two cancel out."""
+    group = plan.groups["torso"].model_copy(update={"mirrored": True})
+    looking = plan.model_copy(update={"groups": {**plan.groups, "torso": group}})
+    stub = Stub()
+    right = {entry.target: entry for entry in score([make_case()], stub, looking)}
+    assert right[LIVER].dice == 1.0
+    assert len(stub.images) == 2
+    assert torch.equal(stub.images[0].flip(2), stub.images[1])
+    wrong = {entry.target: entry for entry in score([make_case()], Stub(), looking, mirrored={LIVER: SPLEEN})}
+    assert wrong[LIVER].dice < 0.2
+    assert wrong[SPLEEN].dice == right[SPLEEN].dice

@@ -509,6 +509,20 @@ def test_a_mirrored_patch_is_named_by_where_things_lie_now(make_sampler, monkeyp
     assert seen == set(value)
 
 
+def test_only_the_groups_that_are_named_are_mirrored(make_sampler):
+    case = block_case(BLOCKS)
+    drawn = {
+        groups: draws(mirrored_sampler(make_sampler, case, mirror_groups=groups), 8)
+        for groups in ((), ("brain", "limbs"), ("limbs",))
+    }
+    never = draws(make_sampler([case]), 8)
+    images = {groups: [sample.image for sample in samples] for groups, samples in drawn.items()}
+    assert case.facts.group == "brain"
+    assert all(torch.equal(a, b) for a, b in zip(images[()], images["brain", "limbs"], strict=True))
+    assert all(torch.equal(a, b.image) for a, b in zip(images[("limbs",)], never, strict=True))
+    assert not any(torch.equal(a, b.image) for a, b in zip(images[()], never, strict=True))
+
+
 def test_what_shares_a_mirrored_patch_has_its_new_name_too(make_sampler):
     checked = 0
     for sample in draws(mirrored_sampler(make_sampler, block_case(BLOCKS), prompts_per_sample=6)):

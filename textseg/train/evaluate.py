@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textseg.device import Compute
 from textseg.masks import above_threshold
+from textseg.mirrored import Mirrored
 from textseg.network.build import PromptableNetwork
 from textseg.normalise import normalise
 from textseg.plan import Plan
@@ -53,6 +54,7 @@ def evaluate(
     *,
     split: Split = "validation",
     mixtures: Iterable[str] | None = None,
+    mirrored: Mapping[Target, Target] | None = None,
 ) -> Iterator[Score]:
     """Score every known target of the held-back cases on the working grid.
 
@@ -62,6 +64,8 @@ def evaluate(
 
     Args:
         vectors: for each target (n, text width), of which the first, the canonical words, is used.
+        mirrored: what targets are in a mirror image, where not themselves; vectors hold these too. Groups
+            that the plan looks at mirrored are scored so.
     """
     for facts in read_index(arrays):
         if facts.split != split or (mixtures is not None and facts.mixture not in mixtures):
@@ -69,7 +73,7 @@ def evaluate(
         case = _in_memory(read_case(facts, arrays))
         for modalities in modalities_of(facts, plan):
             image = case_image(case, modalities, plan)
-            yield from _scores(network, vectors, case, modalities, image, plan, compute)
+            yield from _scores(network, vectors, case, modalities, image, plan, compute, mirrored or {})
 
 
 def _scores(
@@ -80,11 +84,15 @@ def _scores(
     image: Tensor,
     plan: Plan,
     compute: Compute,
+    mirrored: Mapping[Target, Target],
 ) -> Iterator[Score]:
     targets = [(target, values) for target, values in case.facts.targets if target in vectors]
     if not targets:
         return
     text = torch.stack([vectors[target][0] for target, _ in targets])
+    if plan.group_for(case.facts.group).mirrored:
+        others = torch.stack([vectors[mirrored.get(target, target)][0] for target, _ in targets])
+        network, text = Mirrored(network), torch.cat([text, others], dim=1)
     answer = segment_windows(network, image, text, plan, compute)
     named = " + ".join(dict.fromkeys(modalities))
     kind = f"{case.facts.mixture} {named}" + ("" if case.images else " (synthesised)")

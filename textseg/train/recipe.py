@@ -25,6 +25,7 @@ from textseg.train.distributed import here
 from textseg.train.evaluate import Score, evaluate
 from textseg.train.lesson import number_type
 from textseg.train.loop import Beginning, Step, Trained, fresh, train
+from textseg.train.mirror import Mirror
 from textseg.train.sampling import PatchSampler
 from textseg.train.stream import SampleStream
 from textseg.train.validation import HeldBack
@@ -170,13 +171,21 @@ def write_scored_card(
     encoder = encoder_of(model, plan)
     index = read_index(arrays)
     targets = [target for entry in index for target, _ in entry.targets]
+    words = read_words(arrays)
+    mirror = Mirror(targets, lexicon, words)
+    mirrored = {target: other for target, other in mirror.names.items() if other is not None}
     vectors = target_vectors(
-        targets, encoder, lexicon, plan.training.seed, paraphrases=0, own_words=read_words(arrays)
+        [*targets, *mirrored.values()],
+        encoder,
+        lexicon,
+        plan.training.seed,
+        paraphrases=0,
+        own_words={**words, **mirror.words},
     )
     held_back = sum(entry.split == "validation" for entry in index)
     scores: list[Score] = []
     seen: set[str] = set()
-    for score in evaluate(trained.network, vectors, arrays, plan, compute):
+    for score in evaluate(trained.network, vectors, arrays, plan, compute, mirrored=mirrored):
         scores.append(score)
         seen.add(score.case)
         progress(len(seen), held_back)

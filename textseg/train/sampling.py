@@ -135,10 +135,11 @@ class PatchSampler:
         wanted: Target | None
         wanted, centre = self._centre(place, random)
         strangers = self._far_from(place)
-        if strangers and random.random() < self.plan.training.stranger_fraction:
+        recipe = self.plan.training
+        if strangers and random.random() < recipe.stranger_fraction:
             return self._strange(place, centre, strangers, random)
-        labels, images = _cut(place, centre, self.plan.training.patch_voxels, random)
-        if self.mirror and random.random() < self.plan.training.mirror_fraction:
+        labels, images = _cut(place, centre, recipe.patch_voxels, random)
+        if self.mirror and self._may_be_mirrored(place) and random.random() < recipe.mirror_fraction:
             # Canonical axes: x runs from left to right.
             labels, images = labels.flip(0), [image.flip(0) for image in images]
             place = _mirrored_place(place, self.mirror)
@@ -149,6 +150,10 @@ class PatchSampler:
         targets, masks = self._chosen(present, absent, wanted, random)
         sharing, shares = self._shared(place, labels, random)
         return Sample(image, targets, masks, sharing, shares, _labelled(place.case, labels))
+
+    def _may_be_mirrored(self, place: Place) -> bool:
+        groups = self.plan.training.mirror_groups
+        return not groups or place.case.facts.group in groups
 
     def _strange(
         self, place: Place, centre: np.ndarray, strangers: list[Target], random: np.random.Generator
