@@ -248,14 +248,21 @@ def _show_plan(screen: Screen, found: Plan, reasons: Sequence[Reason]) -> None:
         )
 
 
+OPTIMISERS = {"adamw": "AdamW", "muon": "Muon"}
+
+
 def _facts(found: Plan) -> dict[str, str]:
-    spacings = {group: part.spacing_mm for group, part in found.groups.items()}
+    looks = {
+        group: f"{_times(part.spacing_mm)}{', mirrored too' if part.mirrored else ''}"
+        for group, part in found.groups.items()
+    }
     recipe = found.training
     return {
-        "spacing (mm)": "; ".join(f"{group} {_times(mm)}" for group, mm in spacings.items()),
+        "spacing (mm)": "; ".join(f"{group} {look}" for group, look in looks.items()),
         "patch, batch": f"{_times(recipe.patch_voxels)} voxels, {recipe.batch} a step",
         "modalities": ", ".join(modality.upper() for modality in found.intensity),
-        "recipe": f"{recipe.steps} steps, learning rate {recipe.learning_rate:g}, "
+        "recipe": f"{recipe.steps} steps with {OPTIMISERS[recipe.optimiser]}, "
+        f"learning rate {recipe.learning_rate:g}, "
         f"{recipe.prompts_per_sample} prompts a sample",
     }
 

@@ -1,4 +1,4 @@
-"""What zoom and early exit save, and what they cost in Dice, on a folder of training arrays' held-back cases.
+"""What zoom, early exit and mirroring cost or save in time and in Dice, on training arrays' held-back cases.
 
     python tests/benchmarks/approximations.py ARRAYS [--model default] [--cases 2] [--prompts 20] [--save]
 
@@ -6,7 +6,8 @@ Each case is asked for its own structures, at most so many, and for as many that
 once more for the largest structure alone, since zoom is for few prompts and early exit for many. Seconds are
 of the processor. The change in Dice is the mean, over the structures that are there, of the shortcut's Dice
 less the exact way's, both against the labels; `worst` is the largest loss, and `agreement` the mean Dice of
-the shortcut's masks with the exact ones, where one of the two is not empty.
+the shortcut's masks with the exact ones, where one of the two is not empty. Mirroring is told for each
+mixture by itself, since only some parts of the body look the same in a mirror.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from turns import facts, tell
 from textseg.device import Compute, choose_compute
 from textseg.early_exit import BELOW, EarlyExit, with_early_exit
 from textseg.masks import above_threshold
+from textseg.mirrored import Mirrored
 from textseg.models import find_model
 from textseg.network.build import TextPromptedNetwork, for_inference
 from textseg.network.weights import load_network
@@ -39,11 +41,13 @@ from textseg.scores.overlap import dice
 from textseg.sliding import segment_windows
 from textseg.train.cases import FEWEST_VOXELS, Case, read_case, read_index, read_words
 from textseg.train.evaluate import case_image, modalities_of
+from textseg.train.mirror import Mirror
 from textseg.train.recipe import encoder_of
 from textseg.train.words import target_vectors
 from textseg.zoom import ABOVE, worth_a_look
 
-WAYS = ("exact", "zoom", "early exit", "both")
+EXACT, MIRROR = "exact", "mirror"
+WAYS = ("zoom", "early exit", "both")
 Masks = NDArray[np.bool_]
 
 
@@ -60,11 +64,13 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Asked:
-    """An image (channels, x, y, z), prompts (prompts, text width), and each one's mask, None if not known."""
+    """An image (channels, x, y, z), prompts (prompts, text width), what each is in a mirror image, and each
+    one's mask, None if not known."""
 
-    name: str
+    mixture: str
     image: Tensor
     text: Tensor
+    mirrored: Tensor
     references: Sequence[Masks | None]
 
 
@@ -79,10 +85,13 @@ class Shortcuts:
         wanted = None
         if way in ("zoom", "both"):
             wanted = worth_a_look(self.network, asked.image, asked.text, self.plan, self.compute)
-        network: EarlyExit | TextPromptedNetwork = self.network
+        network: EarlyExit | Mirrored | TextPromptedNetwork = self.network
+        text = asked.text
         if way in ("early exit", "both"):
             network = with_early_exit(self.network, self.network)
-        run = segment_windows(network, asked.image, asked.text, self.plan, self.compute, wanted=wanted)
+        if way == MIRROR:
+            network, text = Mirrored(self.network), torch.cat([asked.text, asked.mirrored], dim=1)
+        run = segment_windows(network, asked.image, text, self.plan, self.compute, wanted=wanted)
         masks = above_threshold(run.logits, self.plan.masks.threshold).numpy()
         # What is not reported is no mask.
         masks &= (run.presence.numpy() >= self.plan.masks.presence)[:, None, None, None]
@@ -94,7 +103,9 @@ class Shortcuts:
         return Outcome(seconds, windows, prompts, masks)
 
 
-def cases(arrays: Path, plan: Plan, vectors: dict[Any, Tensor], most: int, prompts: int) -> Iterator[Asked]:
+def cases(
+    arrays: Path, plan: Plan, vectors: dict[Any, Tensor], mirror: Mirror, most: int, prompts: int
+) -> Iterator[Asked]:
     """Held-back cases with images or drawn ones, each with many prompts and with one."""
     taken: dict[str, int] = {}
     for facts_of in read_index(arrays):
@@ -115,20 +126,20 @@ def cases(arrays: Path, plan: Plan, vectors: dict[Any, Tensor], most: int, promp
         for chosen in (there[:prompts] + drawn, there[:1]):
             if chosen:
                 text = torch.stack([vectors[target][0] for target in chosen])
+                others = torch.stack([vectors[mirror.names[target] or target][0] for target in chosen])
                 references = [found[target] if target in there else None for target in chosen]
-                yield Asked(facts_of.name, image, text, references)
+                yield Asked(facts_of.mixture, image, text, others, references)
 
 
 def _in_memory(case: Case, labels: Any) -> Case:
     return Case(case.facts, labels, tuple(np.asarray(image) for image in case.images))
 
 
-def compare(go: Shortcuts, asked: Sequence[Asked]) -> dict[str, Any]:
-    """Savings and changes of each shortcut over all that is asked."""
-    rows: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
+def compare(go: Shortcuts, asked: Sequence[Asked], ways: Sequence[str] = WAYS) -> dict[str, Any]:
+    """Savings and changes of each way over all that is asked."""
+    rows: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     for one in asked:
-        outcomes = {way: go(one, way) for way in WAYS}
-        exact = outcomes["exact"]
+        exact, outcomes = go(one, EXACT), {way: go(one, way) for way in ways}
         for way, outcome in outcomes.items():
             changes = [
                 dice(mask, reference) - dice(before, reference)
@@ -148,7 +159,7 @@ def compare(go: Shortcuts, asked: Sequence[Asked]) -> dict[str, Any]:
                     "same": same,
                 }
             )
-    return {way: _summary(rows[way]) for way in WAYS[1:]}
+    return {way: _summary(rows[way]) for way in ways}
 
 
 def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -166,7 +177,7 @@ def _summary(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="What zoom and early exit save and cost.")
+    parser = argparse.ArgumentParser(description="What zoom, early exit and mirroring save and cost.")
     parser.add_argument("arrays", type=Path)
     parser.add_argument("--model", default="default")
     parser.add_argument("--cases", type=int, default=2, help="held-back cases of each mixture at most")
@@ -178,17 +189,19 @@ def main() -> None:
     folder = find_model(asked.model)
     compute = choose_compute(asked.device, asked.threads)
     targets = [target for one in read_index(asked.arrays) for target, _ in one.targets]
+    words = read_words(asked.arrays)
+    mirror = Mirror(targets, default_lexicon(), words)
     vectors = target_vectors(
-        targets,
+        [*targets, *filter(None, mirror.names.values())],
         encoder_of(folder.path, folder.plan),
         default_lexicon(),
         0,
         paraphrases=0,
-        own_words=read_words(asked.arrays),
+        own_words={**words, **mirror.words},
     )
     network = for_inference(load_network(folder.path, folder.plan), compute.device)
     go = Shortcuts(network, folder.plan, compute)
-    all_asked = list(cases(asked.arrays, folder.plan, dict(vectors), asked.cases, asked.prompts))
+    all_asked = list(cases(asked.arrays, folder.plan, dict(vectors), mirror, asked.cases, asked.prompts))
     many = [one for one in all_asked if len(one.text) > 1]
     single = [one for one in all_asked if len(one.text) == 1]
     result = {
@@ -199,6 +212,10 @@ def main() -> None:
         "cases": len(single),
         "many prompts": compare(go, many),
         "one prompt": compare(go, single),
+        MIRROR: {
+            mixture: compare(go, [one for one in many if one.mixture == mixture], (MIRROR,))[MIRROR]
+            for mixture in sorted({one.mixture for one in many})
+        },
     }
     tell(result, "approximations", save=asked.save)
 
