@@ -230,7 +230,7 @@ class Segmenter:
         presence = np.zeros(len(understood))
         memory: list[MemoryFacts] = []
         counts: list[tuple[int, ...]] = []
-        averaged = [False] * len(understood)
+        averaged = np.zeros(len(understood), bool)
         for (spacing_mm, mirrored), members in self._by_look(understood).items():
             progress("preparing", 0, 1)
             prepared = self._prepared(volume, modality, spacing_mm)
@@ -258,15 +258,14 @@ class Segmenter:
             finisher = MaskFinisher(masks, members, prepared.geometry, prepared.scan, threshold)
             finish_slabs(answer.slabs(), finisher, beside=self.compute.device.type == "cuda")
             presence[members] = answer.presence.numpy()
-            for index in members:
-                averaged[index] = mirrored
+            averaged[members] = mirrored
             counts.append(self._counts(prepared, len(members), wanted, network, mirrored))
         for index in np.flatnonzero(presence < self.plan.masks.presence):
             # Known only when the last window was looked at.
             masks.clear(int(index))
         asked = tuple(prompt.canonical for prompt in understood)
         largest = max(memory, key=lambda facts: facts.predicted_peak_bytes)
-        return MaskAnswer(masks, presence, asked, largest, self._shortcuts(counts), tuple(averaged))
+        return MaskAnswer(masks, presence, asked, largest, self._shortcuts(counts), tuple(averaged.tolist()))
 
     def _prepared(self, volume: Volume, modality: Modality, spacing_mm: Millimetres) -> Prepared:
         """By the GPU where there is one: a processor would resample longer than the GPU does all the rest."""
