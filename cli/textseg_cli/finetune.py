@@ -52,7 +52,7 @@ def finetune(
     what: Annotated[What, typer.Option(help="What is trained.")] = What.EVERYTHING,
     steps: Annotated[int, typer.Option(min=1, help="Steps in all.")] = 1000,
     learning_rate: Annotated[
-        float | None, typer.Option(min=0, help="A fifth of the model's own by default.")
+        float | None, typer.Option(min=0, help="The model's own by default, for AdamW a fifth of it.")
     ] = None,
     rehearse: Annotated[
         float,
@@ -101,7 +101,10 @@ def finetune(
     check_model_place(places, overwrite=overwrite)
     dataset = read_dataset(dataset_folder, lexicon)
     chosen = SplitChoice(hold_back, fold, folds, split, patients).of(dataset)
-    plan = finetune_plan(model.plan, dataset, steps, rehearse=rehearse, learning_rate=learning_rate)
+    tuned = Tuned(what.value)
+    plan = finetune_plan(
+        model.plan, dataset, steps, tuned=tuned, rehearse=rehearse, learning_rate=learning_rate
+    )
     weights = read_encoder_weights(encoder) if encoder else None
 
     def trained() -> TextPromptedNetwork:
@@ -110,7 +113,7 @@ def finetune(
             encoder_told(screen, places.run)(put_into(weights, network))
         return network
 
-    begin = tuned_from(trained, Tuned(what.value))
+    begin = tuned_from(trained, tuned)
     longest = math.inf if minutes is None else minutes
     with together(device, exact) as screen, screen.progress() as progress:
         with here(compute.device).first_goes_first():

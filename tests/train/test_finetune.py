@@ -125,13 +125,31 @@ def test_all_that_a_dataset_labels_is_looked_for_at_one_voxel_size(plan, dataset
     assert tuned.spacing_for("sarcoma") == plan.spacing_for("sarcoma")
 
 
-def test_the_plan_of_a_finetuning_learns_slower_and_rehearses_if_asked(plan, dataset):
+def test_the_plan_of_a_finetuning_rehearses_if_asked(plan, dataset):
     tuned = finetune_plan(plan, dataset, 40)
     assert tuned.training.steps == 40
-    assert tuned.training.learning_rate == pytest.approx(plan.training.learning_rate / 5)
     assert tuned.training.mixture == {"own": 1.0}
     assert finetune_plan(plan, dataset, 40, rehearse=0.25).training.mixture == {"own": 0.75, "phantom": 0.25}
     assert tuned.network == plan.network
+
+
+@pytest.mark.parametrize(
+    ("trained_with", "tuned", "optimiser", "share"),
+    [
+        ("muon", Tuned.EVERYTHING, "muon", 1.0),
+        ("muon", Tuned.DECODER, "muon", 1.0),
+        ("muon", Tuned.LORA, "adamw", 0.2),
+        ("adamw", Tuned.EVERYTHING, "adamw", 0.2),
+    ],
+)
+def test_adamw_learns_slower_in_a_finetuning_and_muon_does_not(
+    with_training, dataset, trained_with, tuned, optimiser, share
+):
+    plan = with_training(optimiser=trained_with)
+    recipe = finetune_plan(plan, dataset, 40, tuned=tuned).training
+    assert recipe.optimiser == optimiser
+    assert recipe.learning_rate == pytest.approx(share * plan.training.learning_rate)
+    assert finetune_plan(plan, dataset, 40, tuned=tuned, learning_rate=0.1).training.learning_rate == 0.1
 
 
 def test_a_finetuning_is_validated_now_and_then_or_as_its_plan_says(plan, dataset, with_training):

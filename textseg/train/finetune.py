@@ -22,6 +22,8 @@ from textseg.train.loop import Beginning, groups_of
 LORA_RANK = 8
 # Each stage further from the masks learns this much slower: what early stages know fits most scans already.
 LAYER_DECAY = 0.8
+# AdamW's learning rate in fine-tuning, of that in training.
+GENTLER = 0.2
 # Steps between two validations; a shorter run is validated at its end alone.
 SHORTEST_INTERVAL = 100
 # Two prompts whose vectors are nearer than this can't be told apart by a network.
@@ -101,10 +103,15 @@ def finetune_plan(
     dataset: Dataset,
     steps: int,
     *,
+    tuned: Tuned = Tuned.EVERYTHING,
     rehearse: float = 0.0,
     learning_rate: float | None = None,
 ) -> Plan:
     """A trained model's plan with the recipe for going on with one's own data.
+
+    Muon goes on at its own learning rate: with 10 labelled hippocampi 100 steps brought the Dice of their two
+    parts from 0.85 and 0.83 to 0.86 and 0.84, where AdamW at a fifth of the rate brought nothing in 200 steps.
+    Low-rank additions are no maps between features and learn by AdamW.
 
     Patches stay as large as they were: the norms of a network know the size that it was trained on, and on
     smaller ones, which would just hold the hippocampus crops, the first Dice fell from 0.77 to below 0.6.
@@ -113,19 +120,22 @@ def finetune_plan(
     that size too, words that the lexicon does not know included.
 
     Args:
+        tuned: as for `tuned_from`.
         rehearse: the share of steps that still see synthetic torsos, so that old words are not forgotten.
-        learning_rate: a fifth of the one that the model was trained with where it is None.
+        learning_rate: where it is None the one that the model was trained with, for AdamW a fifth of it.
     """
+    optimiser = "adamw" if tuned is Tuned.LORA else plan.training.optimiser
+    usual = plan.training.learning_rate * (GENTLER if optimiser == "adamw" else 1.0)
     mixture = {MIXTURE: 1.0 - rehearse} | ({"phantom": rehearse} if rehearse else {})
     recipe = plan.training.model_copy(
         update={
             "steps": steps,
             "warmup_steps": min(plan.training.warmup_steps, steps // 10),
-            "learning_rate": learning_rate or plan.training.learning_rate / 5,
+            "learning_rate": learning_rate or usual,
             "mixture": mixture,
             "core": (),
             "full_scale_fraction": 1.0,
-            "optimiser": "adamw",
+            "optimiser": optimiser,
             # Twenty times in a long run: a validation costs nine steps at most.
             "validate_every": plan.training.validate_every or max(SHORTEST_INTERVAL, steps // 20),
         }

@@ -102,8 +102,8 @@ def scratch_plan(plan: Plan, dataset: Dataset, steps: int | None = None) -> Plan
     """
     recipe = plan.training
     planned = finetune_plan(plan, dataset, steps or recipe.steps, learning_rate=recipe.learning_rate)
-    own = {"optimiser": recipe.optimiser, "full_scale_fraction": recipe.full_scale_fraction}
-    return planned.model_copy(update={"training": planned.training.model_copy(update=own)})
+    own = planned.training.model_copy(update={"full_scale_fraction": recipe.full_scale_fraction})
+    return planned.model_copy(update={"training": own})
 
 
 def train_on_dataset(
