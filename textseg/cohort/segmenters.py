@@ -91,6 +91,7 @@ def segment_task(segmenter: Segmenter, channels: list[Volume], task: Task) -> Se
         parts[0],
         masks=joined([part.masks for part in parts]),
         found=tuple(found for part in parts for found in part.found),
+        averaged=tuple(averaged for part in parts for averaged in part.averaged),
         seconds=sum(part.seconds for part in parts),
     )
 
