@@ -25,7 +25,7 @@ from textseg.finishing import MaskFinisher, empty_masks, finish_slabs
 from textseg.geometry import Shape
 from textseg.masks import FEWEST_WORKING_VOXELS, fill_holes, largest_component, logit_of
 from textseg.memory import Footprint, Task, choose_batches, footprint
-from textseg.mirrored import Mirrored, embed_both_sides
+from textseg.mirrored import Mirrored, in_a_mirror, with_mirror_images
 from textseg.models import ModelFolder, find_model
 from textseg.network.build import PromptableNetwork, for_inference
 from textseg.network.nnunet import NnunetModel
@@ -243,10 +243,14 @@ class Segmenter:
             network = self._network_for(prepared)
             if self.exit_below is not None:
                 network = with_early_exit(network, self.network, self.exit_below)
+            looking: PromptableNetwork = network
+            if mirrored:
+                others = self.text.embed(in_a_mirror([understood[i] for i in members]))
+                looking, text = Mirrored(network), with_mirror_images(text, others)
             answer = segment_windows(
-                Mirrored(network) if mirrored else network,
+                looking,
                 images,
-                embed_both_sides([understood[i] for i in members], self.text) if mirrored else text,
+                text,
                 self.plan,
                 self.compute,
                 partial(progress, f"segmenting at {spacing_mm[0]:g} mm"),

@@ -13,7 +13,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from textseg.embeddings.encoder import TextEncoder
 from textseg.network.build import Decoded, Features, PromptableNetwork
 from textseg.plan import Triple
 from textseg.prompts import Prompt, understand
@@ -51,7 +50,7 @@ class Mirrored:
         """Logits at the finest scale alone.
 
         Args:
-            text: (prompts, 2 × text width) from `embed_both_sides`.
+            text: (prompts, 2 × text width) from `with_mirror_images`.
 
         Raises:
             ValueError: there is no text, or there are spatial prompts: marks are not mirrored.
@@ -69,8 +68,11 @@ class Mirrored:
         return Decoded((logits,), (here.presence + mirrored.presence) / 2)
 
 
-def embed_both_sides(prompts: Sequence[Prompt], encoder: TextEncoder) -> Tensor:
-    """(prompts, 2 × text width): a prompt's vector, and behind it that of what it is in a mirror image."""
-    others = [understand(with_side_swapped(prompt)).canonical for prompt in prompts]
-    words = [prompt.canonical for prompt in prompts]
-    return torch.cat([encoder.embed(words), encoder.embed(others)], dim=1)
+def with_mirror_images(text: Tensor, others: Tensor) -> Tensor:
+    """What `Mirrored` is asked, (prompts, 2 × text width): what prompts are here, and in a mirror image."""
+    return torch.cat([text, others], dim=1)
+
+
+def in_a_mirror(prompts: Sequence[Prompt]) -> list[str]:
+    """The words that the text encoder gets for what each prompt is in a mirror image."""
+    return [understand(with_side_swapped(prompt)).canonical for prompt in prompts]

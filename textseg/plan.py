@@ -142,7 +142,8 @@ class GroupPlan(Part):
 
     spacing_mm: Millimetres
     mirrored: bool = False
-    """Whether windows are also looked at mirrored left to right, see `textseg.mirrored`: twice the time."""
+    """Whether windows are also looked at mirrored left to right, see `textseg.mirrored`, in twice the time;
+    a session never does."""
 
 
 class WindowPlan(Part):

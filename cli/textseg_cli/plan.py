@@ -37,6 +37,8 @@ plan = typer.Typer(
     no_args_is_help=True,
 )
 
+OPTIMISERS = {"adamw": "AdamW", "muon": "Muon"}
+
 DatasetFolder = Annotated[
     Path,
     typer.Argument(metavar="DATASET", help="nnU-Net's raw layout, or label maps with names.json."),
@@ -246,9 +248,6 @@ def _show_plan(screen: Screen, found: Plan, reasons: Sequence[Reason]) -> None:
         screen.table(
             "Reasons", ("What", "Chosen", "Why"), [(one.what, one.value, one.why) for one in reasons]
         )
-
-
-OPTIMISERS = {"adamw": "AdamW", "muon": "Muon"}
 
 
 def _facts(found: Plan) -> dict[str, str]:

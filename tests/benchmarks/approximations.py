@@ -31,7 +31,7 @@ from turns import facts, tell
 from textseg.device import Compute, choose_compute
 from textseg.early_exit import BELOW, EarlyExit, with_early_exit
 from textseg.masks import above_threshold
-from textseg.mirrored import Mirrored
+from textseg.mirrored import Mirrored, with_mirror_images
 from textseg.models import find_model
 from textseg.network.build import TextPromptedNetwork, for_inference
 from textseg.network.weights import load_network
@@ -90,7 +90,7 @@ class Shortcuts:
         if way in ("early exit", "both"):
             network = with_early_exit(self.network, self.network)
         if way == MIRROR:
-            network, text = Mirrored(self.network), torch.cat([asked.text, asked.mirrored], dim=1)
+            network, text = Mirrored(self.network), with_mirror_images(asked.text, asked.mirrored)
         run = segment_windows(network, asked.image, text, self.plan, self.compute, wanted=wanted)
         masks = above_threshold(run.logits, self.plan.masks.threshold).numpy()
         # What is not reported is no mask.

@@ -16,7 +16,7 @@ from textseg.errors import ModelError
 from textseg.geometry import Geometry
 from textseg.inference import Segmenter
 from textseg.memory import footprint
-from textseg.mirrored import Mirrored, embed_both_sides
+from textseg.mirrored import Mirrored, in_a_mirror, with_mirror_images
 from textseg.network.build import Decoded, Features, build_network, for_inference
 from textseg.plan import PLAN_FILE, Plan
 from textseg.prompts import understand
@@ -49,18 +49,14 @@ def noise():
     return torch.randn(1, 32, 40, 24, generator=torch.Generator().manual_seed(4))
 
 
-def both(first, other):
-    return torch.cat([first, other], dim=1)
-
-
 def test_a_mirror_image_is_asked_for_the_other_side(noise):
     """Asked so, both opinions are of one half; asked for the same side, each is of another half."""
     left, right = torch.full((1, 1), -1.0), torch.full((1, 1), 1.0)
     plan, bright = tiny_plan(), noise > 0
-    looked = segment_windows(Mirrored(Halves()), noise, both(left, right), plan, CPU).logits[0]
+    looked = segment_windows(Mirrored(Halves()), noise, with_mirror_images(left, right), plan, CPU).logits[0]
     assert torch.equal(looked[:16] > 0, bright[0, :16])
     assert not (looked[16:] > 0).any()
-    mixed = segment_windows(Mirrored(Halves()), noise, both(left, left), plan, CPU).logits[0]
+    mixed = segment_windows(Mirrored(Halves()), noise, with_mirror_images(left, left), plan, CPU).logits[0]
     assert not (mixed > 0).any()
 
 
@@ -74,8 +70,10 @@ def test_a_mirrored_scan_swaps_the_sides_of_any_network_exactly(noise):
     def logits(image, text, looking):
         return segment_windows(looking, image, text, plan, CPU).logits
 
-    here = logits(noise, both(left, right), Mirrored(network))
-    there = logits(noise.flip(LEFT_RIGHT), both(right, left), Mirrored(network)).flip(LEFT_RIGHT)
+    here = logits(noise, with_mirror_images(left, right), Mirrored(network))
+    there = logits(noise.flip(LEFT_RIGHT), with_mirror_images(right, left), Mirrored(network)).flip(
+        LEFT_RIGHT
+    )
     assert here.std() > 0.01
     assert torch.allclose(here, there, atol=1e-4)
     alone = logits(noise, left, network)
@@ -95,31 +93,16 @@ def test_marks_and_silence_are_refused():
         looking.decode(features, torch.zeros(1, 2), torch.zeros(1, 1, 7, 8, 8, 8))
 
 
-class Lengths:
-    """A text encoder that gives each text its own number."""
-
-    name, width = "lengths", 1
-
-    def __init__(self):
-        self.texts: list[str] = []
-
-    def embed(self, texts):
-        self.texts += texts
-        return torch.tensor([[float(self.texts.index(text))] for text in texts])
-
-
 def test_words_have_the_other_side_behind_them_where_there_is_one():
-    encoder = Lengths()
     asked = [understand(text) for text in ("left kidney", "liver", "left ventricle of heart", "LK tumor")]
-    vectors = embed_both_sides(asked, encoder)
-    other = [encoder.texts[int(number)] for number in vectors[:, 1]]
-    assert other == [
+    assert in_a_mirror(asked) == [
         "right kidney",
         "liver",
         asked[2].canonical,
         understand("right kidney tumor").canonical,
     ]
-    assert [encoder.texts[int(number)] for number in vectors[:, 0]] == [each.canonical for each in asked]
+    first, other = torch.zeros(4, 3), torch.ones(4, 3)
+    assert torch.equal(with_mirror_images(first, other).mean(dim=0), torch.tensor([0.0] * 3 + [1.0] * 3))
 
 
 # ---- in a model ----

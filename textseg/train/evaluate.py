@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textseg.device import Compute
 from textseg.masks import above_threshold
-from textseg.mirrored import Mirrored
+from textseg.mirrored import Mirrored, with_mirror_images
 from textseg.network.build import PromptableNetwork
 from textseg.normalise import normalise
 from textseg.plan import Plan
@@ -92,7 +92,7 @@ def _scores(
     text = torch.stack([vectors[target][0] for target, _ in targets])
     if plan.group_for(case.facts.group).mirrored:
         others = torch.stack([vectors[mirrored.get(target, target)][0] for target, _ in targets])
-        network, text = Mirrored(network), torch.cat([text, others], dim=1)
+        network, text = Mirrored(network), with_mirror_images(text, others)
     answer = segment_windows(network, image, text, plan, compute)
     named = " + ".join(dict.fromkeys(modalities))
     kind = f"{case.facts.mixture} {named}" + ("" if case.images else " (synthesised)")
