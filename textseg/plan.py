@@ -259,6 +259,9 @@ class Plan(Part):
                     f"a window of {patch} can't be divided by the strides {self.network.total_stride}"
                 )
         recipe = self.training
+        for group in recipe.mirror_groups:
+            if group not in self.groups:
+                raise ValueError(f"{group!r} of training.mirror_groups is not one of the groups")
         scales = min(len(recipe.deep_supervision), len(recipe.sharing_scales))
         if recipe.full_scale_fraction < 1 and scales < 2:
             raise ValueError("full_scale_fraction below 1 needs two scales to learn at, or it is 1")

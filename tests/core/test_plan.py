@@ -211,6 +211,7 @@ def test_a_missing_plan_is_named(tmp_path):
         ("windows", {"sigma_fraction": 0}, "windows.sigma_fraction"),
         ("training", {"patch_voxels": [64, 60, 64]}, "can't be divided by the strides"),
         ("training", {"patch_voxels": [0, 64, 64]}, "training.patch_voxels"),
+        ("training", {"mirror_groups": ["brain", "brian"]}, "'brian' of training.mirror_groups"),
         ("masks", {"threshold": 1.0}, "masks.threshold"),
         ("masks", {"presence": -0.1}, "masks.presence"),
         ("groups", {"brain": {"spacing_mm": [1, 0, 1]}}, "groups.brain.spacing_mm"),
