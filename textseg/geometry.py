@@ -52,6 +52,12 @@ class Box:
             _three(b + m for b, m in zip(self.stop, margin_voxels, strict=True)),
         )
 
+    def moved(self, by_voxels: Sequence[int]) -> Box:
+        return Box(
+            _three(a + n for a, n in zip(self.start, by_voxels, strict=True)),
+            _three(b + n for b, n in zip(self.stop, by_voxels, strict=True)),
+        )
+
     def within(self, shape: Shape) -> Box:
         """The part of the box that lies in a grid of this shape; empty (stop = start) where none does."""
         start = _three(min(max(a, 0), n) for a, n in zip(self.start, shape, strict=True))

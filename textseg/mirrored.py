@@ -2,8 +2,8 @@
 
 nnU-Net (Isensee et al. 2021) averages over mirror images whatever is asked, so its networks must not know a
 side. Ours is asked for the right kidney in a mirror image where the left one is meant, so left stays left.
-A mirrored scan then gives the mirrored mask exactly where its windows lie as the scan's do, but not where a
-scan is smaller than a window and padded at one end. It needs a network that has learnt from mirrored patches;
+A mirrored scan then gives the mirrored mask, exactly so where its windows lie as the scan's do; an odd voxel
+of padding, or between windows, moves them by one. It needs a network that has learnt from mirrored patches;
 a torso with the liver on the left is none that training showed, which is why the plan chooses by group.
 """
 

@@ -23,7 +23,7 @@ from textseg.prepare import OUTSIDE_LOGIT
 from textseg.quick_layers import quick_layers
 from textseg.slabs import Slab, SlabBlender, Tables, rows_of
 from textseg.window_sources import ImageWindows, WindowSource
-from textseg.windows import blend_weights, place_windows, window_shape
+from textseg.windows import blend_weights, place_windows, placed, window_shape
 
 Progress = Callable[[int, int], None]
 Wanted = NDArray[np.bool_]
@@ -146,7 +146,7 @@ def segment_windows(
         windows_of(shape, plan),
         blend_weights(window, plan.windows),
         compute,
-        Box((0, 0, 0), shape),
+        placed(shape, window),
         progress,
         batches or Batches(),
         air,
@@ -409,17 +409,18 @@ def _too_little(compute: Compute, what: str) -> NotEnoughMemoryError:
 
 
 def padded(image: Tensor, window: Shape) -> Tensor:
-    """The image, grown to the window where it is smaller, with its own darkest value, which is air."""
-    missing = [max(0, size - n) for n, size in zip(image.shape[1:], window, strict=True)]
-    if not any(missing):
+    """The image, grown to the window where it is smaller, with its own darkest value, which is air.
+
+    It lies in the middle of what it has become; see `textseg.windows.placed`.
+    """
+    shape = _shape(image)
+    before = placed(shape, window).start
+    behind = [max(0, size - n - first) for n, size, first in zip(shape, window, before, strict=True)]
+    if not any(behind):
         return image
-    grown = [nn.functional.pad(channel, _pads(missing), value=float(channel.min())) for channel in image]
+    pads = [pad for axis in (2, 1, 0) for pad in (before[axis], behind[axis])]
+    grown = [nn.functional.pad(channel, pads, value=float(channel.min())) for channel in image]
     return torch.stack(grown)
-
-
-def _pads(missing: list[int]) -> list[int]:
-    x, y, z = missing
-    return [0, z, 0, y, 0, x]
 
 
 def window_weight(window: Shape, plan: Plan) -> Tensor:

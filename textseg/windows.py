@@ -23,14 +23,23 @@ def window_shape(image: Shape, plan: Plan) -> Shape:
     return x, y, z
 
 
+def placed(image: Shape, window: Shape) -> Box:
+    """Where an image (x, y, z) lies once it is padded to a window: in its middle, an odd voxel behind it.
+
+    Patches of training are cut around what is asked for, with air on all sides of a small image; networks
+    know where in a window they are, and an image in its corner is to them another one.
+    """
+    return Box((0, 0, 0), image).moved([max(0, size - n) // 2 for n, size in zip(image, window, strict=True)])
+
+
 def place_windows(image: Shape, window: Triple, overlap: float) -> list[Box]:
     """Windows that cover an image (x, y, z) evenly, as nnU-Net places them, x slowest.
 
     Neighbours share at least `overlap` of their length; the first starts at 0, the last ends at the border.
-    Along an axis that is shorter than the window there is one window, which reaches beyond the border.
+    Along an axis that is shorter than the window there is one window, of the image as it is padded to it.
     """
     x, y, z = (_starts(n, size, overlap) for n, size in zip(image, window, strict=True))
-    return [Box(start, _moved(start, window)) for start in product(x, y, z)]
+    return [Box((0, 0, 0), window).moved(start) for start in product(x, y, z)]
 
 
 def blend_weights(window: Triple, plan: WindowPlan) -> tuple[NDArray[np.float32], ...]:
@@ -54,8 +63,3 @@ def _starts(image: int, window: int, overlap: float) -> list[int]:
     longest_step = max(1, int(window * (1 - overlap) + 1e-6))
     steps = -(-(image - window) // longest_step)
     return [round(i * (image - window) / steps) for i in range(steps + 1)]
-
-
-def _moved(start: Shape, shape: Triple) -> Shape:
-    x, y, z = (a + n for a, n in zip(start, shape, strict=True))
-    return x, y, z

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from textseg.geometry import Box
 from textseg.plan import WindowPlan
-from textseg.windows import blend_weights, place_windows, window_shape
+from textseg.windows import blend_weights, place_windows, placed, window_shape
 
 images = st.tuples(*[st.integers(1, 70)] * 3)
 windows = st.tuples(*[st.integers(6, 40)] * 3)
@@ -54,6 +54,16 @@ def test_there_are_no_more_windows_than_that_takes(image, window, overlap):
     for axis, (n, size) in enumerate(zip(image, window, strict=True)):
         step = max(1, int(size * (1 - overlap) + 1e-6))
         assert len(starts_along(boxes, axis)) == 1 + -(-max(0, n - size) // step)
+
+
+@given(images, windows)
+@settings(deadline=None, max_examples=100)
+def test_a_short_image_lies_in_the_middle_of_its_window(image, window):
+    box = placed(image, window)
+    assert box.shape == image
+    for start, stop, size, n in zip(box.start, box.stop, window, image, strict=True):
+        assert start >= 0
+        assert size - stop - start in ((0, 1) if n < size else (size - n,))
 
 
 def test_windows_are_spread_evenly_with_x_slowest():

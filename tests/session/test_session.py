@@ -11,6 +11,7 @@ import torch
 from tests.session.conftest import at_millimetres, body, tilted
 from textseg.errors import ModelError, PromptError, ScanError
 from textseg.geometry import AxisOrder
+from textseg.network.spatial_prompts import PREVIOUS
 from textseg.prepare import restore_mask
 from textseg.session import Session
 from textseg.volume import Volume
@@ -99,6 +100,27 @@ def test_marks_take_away_and_add_to_what_words_found(session, segmenter, scan):
     session.add_point((40, 30, 40), coordinates="voxel")
     assert session.mask[40, 30, 40]
     assert not session.mask[CLICK]
+
+
+@pytest.mark.parametrize("click", [(10, 8, 4), (0, 0, 0), (20, 14, 10)])
+def test_a_scan_smaller_than_a_window_lies_in_its_middle(click, segmenter):
+    scan = body(tilted((21, 15, 11)), (slice(3, 12), slice(5, 11), slice(4, 7)))
+    session = Session(segmenter)
+    session.set_scan(scan)
+    session.add_point(click, coordinates="voxel")
+    np.testing.assert_array_equal(session.mask, cube((21, 15, 11), click))
+    (seen,) = segmenter.network.encoded
+    assert seen.shape[2:] == (24, 16, 16)
+    middle = (slice(1, 22), slice(0, 15), slice(2, 13))
+    assert torch.equal(seen[0, 0][middle] > 0, torch.from_numpy(scan.voxels[0] > 0))
+    # What was there before is shown in its place too.
+    session.add_point((5, 12, 8), positive=False, coordinates="voxel")
+    before = torch.zeros(24, 16, 16)
+    before[middle] = torch.from_numpy(cube((21, 15, 11), click)).float()
+    assert torch.equal(segmenter.network.maps[-1][0, 0, PREVIOUS], before)
+    session.reset()
+    session.say("liver")
+    np.testing.assert_array_equal(session.mask, segmenter(scan, "liver").masks[0])
 
 
 def test_a_mask_that_leaves_its_window_is_followed(session, segmenter, scan):

@@ -216,7 +216,7 @@ class WindowsEngine:
 
     def _encoder(self, grid: WorkingGrid, index: int) -> Callable[[], Features]:
         def encode() -> Features:
-            window = grid.image[(slice(None), *grid.boxes[index].slices)].to(self.segmenter.compute.device)
+            window = grid.image(index).to(self.segmenter.compute.device)
             return self.segmenter.network.encode(
                 window[None].contiguous(memory_format=torch.channels_last_3d)
             )
@@ -231,7 +231,7 @@ class WindowsEngine:
         if previous is None or not previous[inside.slices].any():
             return draw_maps(here, grid.window) if here else None
         before = torch.zeros(grid.window)
-        before[tuple(slice(0, n) for n in inside.shape)] = torch.from_numpy(previous[inside.slices]).float()
+        before[grid.in_window(index)] = torch.from_numpy(previous[inside.slices]).float()
         return draw_maps(here, grid.window, before)
 
     # ---- grids and fields ----

@@ -21,7 +21,7 @@ from textseg.plan import Millimetres, Plan
 from textseg.prepare import Prepared
 from textseg.resample import resample
 from textseg.sliding import padded, window_weight
-from textseg.windows import blend_weights, place_windows, window_shape
+from textseg.windows import blend_weights, place_windows, placed, window_shape
 
 Slices = tuple[slice, slice, slice]
 # Where a change counts as coming near to a mark's voxel.
@@ -61,13 +61,20 @@ class WorkingGrid:
 
     @cached_property
     def boxes(self) -> list[Box]:
-        """Where windows lie; where the image is smaller than a window they reach beyond it."""
-        return place_windows(self.shape, self.window, self.plan.windows.overlap)
+        """Where windows lie; where the image is smaller than a window they reach beyond it on both sides."""
+        before = placed(self.shape, self.window).start
+        boxes = place_windows(self.shape, self.window, self.plan.windows.overlap)
+        return [box.moved([-n for n in before]) for box in boxes]
 
     @cached_property
-    def image(self) -> Tensor:
+    def _padded(self) -> Tensor:
         """(channels, x, y, z), at least as large as a window."""
         return padded(self.prepared.image, self.window)
+
+    def image(self, index: int) -> Tensor:
+        """What a window sees, (channels, x, y, z)."""
+        before = placed(self.shape, self.window).start
+        return self._padded[(slice(None), *self.boxes[index].moved(before).slices)]
 
     @cached_property
     def weight(self) -> Tensor:
@@ -103,6 +110,10 @@ class WorkingGrid:
     def inside(self, index: int) -> Box:
         """The part of a window that lies in the image."""
         return self.boxes[index].within(self.shape)
+
+    def in_window(self, index: int) -> Slices:
+        """Where in a window that part lies."""
+        return self.inside(index).moved([-n for n in self.boxes[index].start]).slices
 
     def cover(self, places: Voxels, without: set[int] | None = None) -> list[int]:
         """Few windows that see all these places (n, 3) well, those that see most of them centrally first.
@@ -192,7 +203,7 @@ class Canvas:
     def add(self, index: int, logits: Tensor) -> None:
         """The logits (x, y, z) of a window."""
         box = self.grid.inside(index)
-        local = tuple(slice(0, n) for n in box.shape)
+        local = self.grid.in_window(index)
         weight = self.grid.weight[local]
         self._total[box.slices] += logits[local] * weight
         self._weights[box.slices] += weight
