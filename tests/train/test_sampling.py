@@ -59,6 +59,8 @@ def make_sampler(with_training, lexicon):
             "prompts_per_sample": 4,
             "mixture": {mixture: 1.0},
             "stranger_fraction": 0.0,
+            "mirror_fraction": 0.0,
+            "mirror_groups": (),
         } | training
         places = [find_places(case) for case in cases]
         plan = with_training(**numbers).model_copy(update=plan_changes or {})
