@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import locale
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+CHARACTERS = locale.setlocale(locale.LC_CTYPE)
 
 
 @pytest.fixture(scope="session")
@@ -33,6 +35,11 @@ def _qt_can_be_loaded() -> bool:
     except (ImportError, pytest.UsageError):
         return False
     return True
+
+
+def pytest_runtest_teardown() -> None:
+    # Some libraries set it to C, after which the next tests' text would be read as ASCII.
+    locale.setlocale(locale.LC_CTYPE, CHARACTERS)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -13,7 +13,7 @@ from textseg.errors import OutputError
 
 
 def contents(folder: Path) -> dict[str, str]:
-    return {path.name: path.read_text() for path in folder.rglob("*")}
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.rglob("*")}
 
 
 def test_files_arrive_together(tmp_path: Path) -> None:

@@ -102,7 +102,9 @@ def footprint(plan: Plan, window: Shape, compute: Compute, mirrored: bool = Fals
     )
     path = user_cache() / "footprints" / f"{hashlib.sha256(repr(facts).encode()).hexdigest()[:32]}.json"
     try:
-        return Footprint(**{name: int(size) for name, size in json.loads(path.read_text()).items()})
+        return Footprint(
+            **{name: int(size) for name, size in json.loads(path.read_text(encoding="utf-8")).items()}
+        )
     except (OSError, ValueError, AttributeError, TypeError):
         found = _footprint(plan, window, compute, mirrored)
     with suppress(OSError):

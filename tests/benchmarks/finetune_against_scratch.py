@@ -100,7 +100,7 @@ def main() -> None:
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     split = asked.work / "split.json"
-    split.write_text(json.dumps(few(json.loads(asked.split.read_text()), asked.cases)))
+    split.write_text(json.dumps(few(json.loads(asked.split.read_text(encoding="utf-8")), asked.cases)))
     start = validated_often(plans_folder() / "default", asked.every, asked.work / "default")
     plan = validated_often(asked.plan, asked.every, asked.work / "plan")
     common = [str(asked.dataset), "--split", str(split), "--steps", str(asked.steps)]

@@ -94,12 +94,14 @@ def train_nnunet(dataset: Path, work: Path, budget_s: float, threads: int) -> di
 
     torch.set_num_threads(threads)
     prepared = work / "nnUNet_preprocessed" / dataset.name
-    plans = json.loads((prepared / "nnUNetPlans.json").read_text()) | {"continue_training": False}
-    described = json.loads((prepared / "dataset.json").read_text())
+    plans = json.loads((prepared / "nnUNetPlans.json").read_text(encoding="utf-8")) | {
+        "continue_training": False
+    }
+    described = json.loads((prepared / "dataset.json").read_text(encoding="utf-8"))
     trainer = BudgetTrainer(plans, "3d_fullres", 0, described, torch.device("cpu"))
     answers = Path(trainer.output_folder, "validation")
     if (work / TRAINED).is_file():
-        report = dict(json.loads((work / TRAINED).read_text()))
+        report = dict(json.loads((work / TRAINED).read_text(encoding="utf-8")))
         if not (answers / "summary.json").is_file():
             trainer.initialize()
             trainer.load_checkpoint(str(answers.parent / "checkpoint_final.pth"))
@@ -182,7 +184,7 @@ def main() -> None:
     parser.add_argument("--kinds", help="a regular expression that finds the kind of scan in a case's id")
     parser.add_argument("--save", action="store_true")
     asked = parser.parse_args()
-    split = json.loads(asked.split.read_text())
+    split = json.loads(asked.split.read_text(encoding="utf-8"))
     set_up(asked.dataset, asked.work, split, asked.threads)
     trained = train_nnunet(asked.dataset, asked.work, asked.budget, asked.threads)
     rows = scored(

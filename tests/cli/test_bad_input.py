@@ -257,4 +257,4 @@ def test_full_disk(scan: Path, tiny_model: Path, out: Path, folder_of: FolderOf,
     assert line.startswith(f"Error: {out / 'scan_stomach.nii.gz'} can't be written")
     # What was there is whole, and of what came before the failure nothing stays.
     assert folder_of() == ["scan_liver.nii.gz"]
-    assert (out / "scan_liver.nii.gz").read_text() == "an older mask, to be replaced"
+    assert (out / "scan_liver.nii.gz").read_text(encoding="utf-8") == "an older mask, to be replaced"

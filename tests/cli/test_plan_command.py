@@ -100,7 +100,7 @@ def test_measured_memory_stands_beside_the_estimate(
     assert "2.10 GB of 2.00 GB" in result.stdout
     assert "over the budget" in result.stdout
     assert "plan for a little less" in result.stderr
-    assert json.loads((out / "planning.json").read_text())["measured_bytes"] == 21 * 10**8
+    assert json.loads((out / "planning.json").read_text(encoding="utf-8"))["measured_bytes"] == 21 * 10**8
 
 
 @pytest.mark.slow
@@ -113,7 +113,7 @@ def test_plan_measures_a_real_step(textseg: Run, dataset: Path, tmp_path: Path) 
     assert read_plan(out).network.width == 8
     assert "8 was asked for" in " ".join(result.stdout.split())
     assert "memory, measured" in result.stdout
-    document = json.loads((out / "planning.json").read_text())
+    document = json.loads((out / "planning.json").read_text(encoding="utf-8"))
     assert 0.3 * document["estimated_bytes"] < document["measured_bytes"] < 2 * document["estimated_bytes"]
 
 

@@ -91,7 +91,7 @@ def test_files_that_are_there_are_refused_before_the_work(predict: Run, stub: St
     assert result.exit_code == 2
     assert "already holds scan_spleen.nii.gz" in result.stderr
     assert stub.calls == 0
-    assert [path.read_text() for path in out.iterdir()] == ["precious"]
+    assert [path.read_text(encoding="utf-8") for path in out.iterdir()] == ["precious"]
 
 
 def test_two_runs_on_one_scan_live_side_by_side(predict: Run, stub: Stub, folder_of: FolderOf) -> None:
@@ -176,7 +176,9 @@ def test_a_preview_of_nothing_is_a_picture_too(predict: Run, stub: Stub, out: Pa
 def test_json_puts_the_record_and_nothing_else_on_stdout(predict: Run, stub: Stub, out: Path) -> None:
     stub.presences = [0.9, 0.03]
     result = predict("spleeen", "liver", "--json")
-    assert json.loads(result.stdout) == json.loads((out / "scan_spleeen_liver_record.json").read_text())
+    assert json.loads(result.stdout) == json.loads(
+        (out / "scan_spleeen_liver_record.json").read_text(encoding="utf-8")
+    )
     assert "'spleeen' is understood as 'spleen'" in result.stderr
     assert "not found: 'liver' (presence 0.03)" in result.stderr
 

@@ -138,6 +138,8 @@ def test_what_predict_writes_can_be_scored(
     names = ("--names", tmp_path / "names.json")
     result = textseg("score", out, tmp_path / "truth", *names, "-o", tmp_path / "scores", "--workers", 1)
     assert result.exit_code == 0, result.output
-    presence = json.loads((tmp_path / "scores" / "scores.json").read_text())["systems"]["out"]["presence"]
+    presence = json.loads((tmp_path / "scores" / "scores.json").read_text(encoding="utf-8"))["systems"][
+        "out"
+    ]["presence"]
     assert (presence["found"], presence["denied"], presence["auroc"]) == (1, 1, 1.0)
     assert (tmp_path / "scores" / "calibration.png").is_file()

@@ -147,12 +147,12 @@ def children_of(process: int) -> list[int]:
     if not children.exists():
         pytest.skip("Needs a system that lists the children of a process.")
     tasks = Path(f"/proc/{process}/task").glob("*/children")
-    return [int(child) for task in tasks for child in task.read_text().split()]
+    return [int(child) for task in tasks for child in task.read_text(encoding="utf-8").split()]
 
 
 def is_alive(process: int) -> bool:
     try:
-        status = Path(f"/proc/{process}/stat").read_text()
+        status = Path(f"/proc/{process}/stat").read_text(encoding="utf-8")
     except OSError:
         return False
     # A zombie is dead; nobody has looked yet.

@@ -77,7 +77,7 @@ def test_auto_takes_what_a_trial_says_and_tries_once(ratio, wins, network, cache
         assert found is (trial if wins else None)
         assert chosen.network_for(WINDOW, 1, 1) is found
     assert trial.tried == 1
-    assert list(json.loads((cache / "trials.json").read_text()).values()) == [ratio]
+    assert list(json.loads((cache / "trials.json").read_text(encoding="utf-8")).values()) == [ratio]
 
 
 def test_another_network_or_window_is_tried_anew(network, cache, monkeypatch):

@@ -111,7 +111,7 @@ def test_words_have_the_other_side_behind_them_where_there_is_one():
 def with_mirrored(folder: Path, group: str) -> Path:
     """A tiny model that looks at a group mirrored too."""
     write_tiny_model(folder)
-    plan = json.loads((folder / PLAN_FILE).read_text())
+    plan = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))
     for name, each in plan["groups"].items():
         each["mirrored"] = name == group
     (folder / PLAN_FILE).write_text(json.dumps(plan))

@@ -216,5 +216,5 @@ def test_a_component_that_is_not_there_is_refused() -> None:
 
 
 def _document(folder: Path) -> dict[str, object]:
-    document: dict[str, object] = json.loads((folder / "dataset.json").read_text())
+    document: dict[str, object] = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     return document

@@ -171,7 +171,7 @@ def test_the_same_grid_in_rounded_numbers_is_no_problem(folder: Path) -> None:
 
 
 def test_a_label_that_no_case_shows_is_told(folder: Path) -> None:
-    document = json.loads((folder / "dataset.json").read_text())
+    document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     document["labels"]["spleen"] = 5
     write_json(document, folder / "dataset.json")
     [problem] = problems_of(folder)
@@ -180,21 +180,21 @@ def test_a_label_that_no_case_shows_is_told(folder: Path) -> None:
 
 
 def test_two_labels_of_one_value_are_an_error(folder: Path) -> None:
-    document = json.loads((folder / "dataset.json").read_text())
+    document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     document["labels"]["spleen"] = 2
     write_json(document, folder / "dataset.json")
     assert kinds_of(folder) == {("", "same value")}
 
 
 def test_ignored_voxels_need_no_name(folder: Path) -> None:
-    document = json.loads((folder / "dataset.json").read_text())
+    document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     document["labels"] = {"background": 0, "left kidney": 1, "right kidney": 2, "ignore": 3}
     write_json(document, folder / "dataset.json")
     assert problems_of(folder) == []
 
 
 def test_words_that_the_lexicon_lacks_ask_for_prompts(folder: Path) -> None:
-    document = json.loads((folder / "dataset.json").read_text())
+    document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     document["labels"]["zorblax"] = document["labels"].pop("kidney tumor")
     write_json(document, folder / "dataset.json")
     assert kinds_of(folder) == {("", "unknown words")}

@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> Path:
     for case in ("a", "b"):
         save(uptake, folder / "imagesTr" / f"{case}_0001.nii.gz")
         save(labels, folder / "labelsTr" / f"{case}.nii.gz")
-    document = json.loads((folder / "dataset.json").read_text())
+    document = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     write_json(document | {"labels": document["labels"] | {"ignore": IGNORE}}, folder / "dataset.json")
     return folder
 

@@ -208,7 +208,7 @@ def test_a_clip_is_named_by_architecture_and_file(tmp_path: Path) -> None:
     architecture = tmp_path / "architectures" / "tiny-clip.json"
     architecture.parent.mkdir()
     architecture.write_text(
-        json.dumps(json.loads((folder / "open_clip_config.json").read_text())["model_cfg"])
+        json.dumps(json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"])
     )
     open_clip.add_model_config(architecture)
     encoder = OpenClipEncoder(f"tiny-clip:{folder / 'open_clip_model.safetensors'}")
@@ -280,7 +280,7 @@ def test_a_named_clip_takes_the_tokenizer_of_a_fetched_bert(
     open_clip = pytest.importorskip("open_clip")
     architecture = tmp_path / "architectures" / "tiny-bert-clip.json"
     architecture.parent.mkdir()
-    config = json.loads((folder / "open_clip_config.json").read_text())["model_cfg"]
+    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))["model_cfg"]
     architecture.write_text(json.dumps(config))
     open_clip.add_model_config(architecture)
     named = OpenClipEncoder(f"tiny-bert-clip:{folder / 'open_clip_model.safetensors'}")

@@ -108,4 +108,4 @@ def test_what_is_saved_can_be_loaded_and_says_where_it_came_from(
             "seed": "2",
             "lexicon_sha256": sha256,
         }
-    assert json.loads((tmp_path / "text_report.json").read_text()) == report
+    assert json.loads((tmp_path / "text_report.json").read_text(encoding="utf-8")) == report

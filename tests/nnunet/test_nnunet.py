@@ -98,7 +98,8 @@ def test_one_fold_without_mirroring_is_as_exact(scan, tmp_path):
 def test_plans_of_2023_are_as_exact(scan, tmp_path):
     folder = write_nnunet(tmp_path, folds=1, old_plans=True)
     assert (
-        "architecture" not in json.loads((folder / "plans.json").read_text())["configurations"]["3d_fullres"]
+        "architecture"
+        not in json.loads((folder / "plans.json").read_text(encoding="utf-8"))["configurations"]["3d_fullres"]
     )
     expected = by_nnunetv2(folder, scan)
     masks = Segmenter(folder, device="cpu")(scan, ["left kidney", "right kidney", "liver", "thing"]).masks
@@ -246,7 +247,7 @@ def test_what_totalsegmentator_lacks_is_not_guessed(text, tmp_path):
 
 @pytest.mark.parametrize("key", ["licence", "license"])
 def test_the_licence_is_the_datasets(key, bare):
-    document = json.loads((bare / "dataset.json").read_text())
+    document = json.loads((bare / "dataset.json").read_text(encoding="utf-8"))
     del document["licence"]
     (bare / "dataset.json").write_text(json.dumps(document))
     assert find_model(bare).licence is None
@@ -331,7 +332,7 @@ def test_a_plan_that_names_other_code_is_refused(key, value, bare):
 
 def test_weights_that_do_not_fit_are_named(folder, tmp_path):
     other = write_nnunet(tmp_path, labels={"background": 0, "liver": 1}, folds=1)
-    (other / "dataset.json").write_text((folder / "dataset.json").read_text())
+    (other / "dataset.json").write_text((folder / "dataset.json").read_text(encoding="utf-8"))
     with pytest.raises(
         ModelError, match=r"(?s)must fit their network.*decoder\.seg_layers\.0\.weight"
     ) as error:

@@ -83,7 +83,7 @@ def test_intensities_are_those_inside_labels(tmp_path: Path) -> None:
 
 def test_ignored_voxels_are_not_foreground(tmp_path: Path) -> None:
     folder = write_small_dataset(tmp_path, cases=("a",))
-    text = (folder / "dataset.json").read_text()
+    text = (folder / "dataset.json").read_text(encoding="utf-8")
     (folder / "dataset.json").write_text(text.replace('"left kidney with tumor": [1, 3]', '"ignore": 4'))
     labels, voxels = label_map(), image(0)
     labels[labels == 0] = 4

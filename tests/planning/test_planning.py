@@ -307,15 +307,18 @@ def test_a_plan_comes_back_as_it_was_written(small: Planned, tmp_path: Path) -> 
     assert read_reasons(tmp_path / "out") == measured.reasons
     assert measured.reasons[-1].value == "3.00 GB of 8.00 GB"
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["plan.json", "planning.json"]
-    text = (tmp_path / "out" / "plan.json").read_text()
+    text = (tmp_path / "out" / "plan.json").read_text(encoding="utf-8")
     assert '"patch_voxels": [40, 56, 40]' in text
-    assert json.loads((tmp_path / "out" / "planning.json").read_text())["measured_bytes"] == 3 * 10**9
+    assert (
+        json.loads((tmp_path / "out" / "planning.json").read_text(encoding="utf-8"))["measured_bytes"]
+        == 3 * 10**9
+    )
 
 
 def test_reasons_that_an_older_version_wrote_are_read(small: Planned, tmp_path: Path) -> None:
     write_planned(small, tmp_path, "Dataset900_Test")
     path = tmp_path / "planning.json"
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps(document | {"kernels": [[3, 3, 3]]}))
     assert read_reasons(tmp_path) == small.reasons
 

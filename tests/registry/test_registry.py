@@ -222,7 +222,9 @@ def test_a_licence_is_accepted_once(hub: LocalHub, cache: Path) -> None:
     fetched(hub)
     remove(NAME)
     fetched(hub, accept_licence=False)
-    assert json.loads((cache / "licences.json").read_text())["accepted"] == {NAME: "CC BY-NC-SA"}
+    assert json.loads((cache / "licences.json").read_text(encoding="utf-8"))["accepted"] == {
+        NAME: "CC BY-NC-SA"
+    }
 
 
 @pytest.mark.parametrize("variable", ["TEXTSEG_OFFLINE", "HF_HUB_OFFLINE"])
@@ -384,7 +386,7 @@ def test_a_bundle_is_not_replaced_unasked(hub: LocalHub, tmp_path: Path) -> None
     bundle.write_text("precious")
     with pytest.raises(OutputError, match="--overwrite"):
         pack(bundle)
-    assert bundle.read_text() == "precious"
+    assert bundle.read_text(encoding="utf-8") == "precious"
     pack(bundle, [NAME], overwrite=True)
     assert zipfile.is_zipfile(bundle)
 

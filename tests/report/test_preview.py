@@ -393,7 +393,7 @@ def test_a_failed_write_leaves_the_old_picture_and_no_rest(
 
 def test_a_real_left_kidney_is_on_the_right_of_the_axial_picture(tmp_path: Path, shared_data: Path) -> None:
     folder = shared_data / "Dataset003_TorsoCT"
-    label = json.loads((folder / "dataset.json").read_text())["labels"]["kidney left"]
+    label = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["labels"]["kidney left"]
     scan = nibabel.load(folder / "imagesTr" / "torso_0000.nii.gz")
     labels = np.asarray(nibabel.load(folder / "labelsTr" / "torso.nii.gz").dataobj)
     geometry = Geometry(scan.shape, scan.affine)

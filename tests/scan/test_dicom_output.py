@@ -80,7 +80,7 @@ def test_what_can_not_be_written_leaves_nothing(kind, scan, masks, tmp_path):
     (tmp_path / "out.dcm").write_text("older")
     with pytest.raises(OutputError, match="one mask"):
         write_dicom_masks(tmp_path / "out.dcm", kind, masks[:1], PROMPTS, scan)
-    assert (tmp_path / "out.dcm").read_text() == "older"
+    assert (tmp_path / "out.dcm").read_text(encoding="utf-8") == "older"
 
 
 def test_masks_of_a_real_series_come_back_voxel_for_voxel(shared_data, tmp_path):

@@ -95,7 +95,7 @@ def test_a_failing_disk_leaves_the_old_file_and_nothing_else(ending, tmp_path):
             write_mask(path, noise, geometry)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert path.read_text() == "older"
+    assert path.read_text(encoding="utf-8") == "older"
     assert os.listdir(tmp_path) == [path.name]
 
 

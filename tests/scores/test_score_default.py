@@ -97,7 +97,7 @@ class Perfect:
         case = scan.name.removesuffix("_0000.nii.gz")
         self.asked.append((case, modality, tuple(prompts)))
         labels = read_label_map(scan.parents[1] / "labelsTr" / f"{case}.nii.gz").labels
-        document = json.loads((scan.parents[1] / "dataset.json").read_text())["labels"]
+        document = json.loads((scan.parents[1] / "dataset.json").read_text(encoding="utf-8"))["labels"]
         values = {"heart": document.get("liver", [])} | {"liver": document.get("liver", [])}
         values = {name: values.get(name, document.get(name, [])) for name in prompts}
         masks = np.stack([np.isin(labels, values[name]) for name in prompts])
@@ -144,7 +144,7 @@ def test_what_was_held_back_is_asked_for_by_its_labels_names(
         ("ms_flair", "mr", ("multiple sclerosis lesion", *in_heads)),
         ("ms_t2", "mr", ("multiple sclerosis lesion", *in_heads)),
     ]
-    sets = json.loads((tmp_path / "work" / "scores.json").read_text())["sets"]
+    sets = json.loads((tmp_path / "work" / "scores.json").read_text(encoding="utf-8"))["sets"]
     crops = sets["Hippocampus, T1 crops"]
     assert crops["structures"]["anterior hippocampus"]["dice"][0] == 1
     assert crops["presence"]["denied"] == [4, 4]
@@ -156,7 +156,7 @@ def test_what_was_held_back_is_asked_for_by_its_labels_names(
     assert (torsos["liver"]["found"], torsos["heart"]["dice"][0]) == ([2, 2], 0)
     assert sets["Soft tissue sarcoma, CT"]["structures"]["soft tissue sarcoma"]["lesion_f1"][0] == 1
     section = capsys.readouterr().out
-    assert section == (tmp_path / "work" / "scores.md").read_text()
+    assert section == (tmp_path / "work" / "scores.md").read_text(encoding="utf-8")
     assert "### Chest and abdomen CT: 2 cases" in section
     assert "| heart | 1/1 | 0.00 |" in section
     # The card's introduction is filled in with braces.

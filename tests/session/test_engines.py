@@ -332,7 +332,7 @@ def tiny_nninteractive(tmp_path, monkeypatch):
     monkeypatch.setattr(package.nnInteractiveInferenceSession, "MAX_AUTOZOOM_FACTOR", 1)
     # A previous mask and two channels for each of box and lasso, points, scribbles come with the image.
     folder = write_nnunet(tmp_path, labels={"background": 0, "thing": 1}, folds=1, channels=8)
-    described = json.loads((folder / "dataset.json").read_text())
+    described = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     (folder / "dataset.json").write_text(json.dumps(described | {"channel_names": {"0": "CT"}}))
     (folder / "inference_session_class.json").write_text(json.dumps({"point_radius": 2}))
     return folder

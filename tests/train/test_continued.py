@@ -151,7 +151,7 @@ def test_train_goes_on_from_a_model_and_writes_its_rounds(recipe, tmp_path):
     done = run_train(*words, "--begin-with", folder, "--device", "cpu")
     assert done.exit_code == 0, done.output
     assert "100% of the network begins with the weights of" in done.output
-    first, second = json.loads((tmp_path / "out" / ROUNDS_FILE).read_text())["rounds"]
+    first, second = json.loads((tmp_path / "out" / ROUNDS_FILE).read_text(encoding="utf-8"))["rounds"]
     assert (first["steps"], second["steps"], second["kept"]) == (5400, 1, 1.0)
 
 

@@ -315,7 +315,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(prepared, tmp_path, with_trai
     assert (pieces.steps, pieces.loss, pieces.held_back) == (4, whole.loss, whole.held_back)
     for name, value in whole.network.state_dict().items():
         assert torch.equal(value, pieces.network.state_dict()[name]), name
-    logs = [(tmp_path / run / LOG_FILE).read_text() for run in ("whole", "pieces")]
+    logs = [(tmp_path / run / LOG_FILE).read_text(encoding="utf-8") for run in ("whole", "pieces")]
     assert logs[0] == logs[1]
 
 

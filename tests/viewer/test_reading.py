@@ -110,7 +110,7 @@ def test_the_manifest_names_what_there_is():
     from importlib import import_module
     from importlib.resources import files
 
-    manifest = yaml.safe_load(files("textseg.viewer").joinpath("napari.yaml").read_text())
+    manifest = yaml.safe_load(files("textseg.viewer").joinpath("napari.yaml").read_text(encoding="utf-8"))
     contributions = manifest["contributions"]
     assert tuple(contributions["readers"][0]["filename_patterns"]) == PATTERNS
     for command in contributions["commands"]:

@@ -107,7 +107,7 @@ def test_converting_replaces_nothing_unasked(folder, tmp_path):
     (tmp_path / "small" / "plans.json").write_text("precious")
     with pytest.raises(OutputError, match=r"already holds plans\.json"):
         convert(folder, tmp_path / "small")
-    assert (tmp_path / "small" / "plans.json").read_text() == "precious"
+    assert (tmp_path / "small" / "plans.json").read_text(encoding="utf-8") == "precious"
     assert len(convert(folder, tmp_path / "small", overwrite=True)) == 3
 
 

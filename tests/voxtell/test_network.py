@@ -254,7 +254,7 @@ def test_a_folder_without_weights_says_what_it_lacks(folder):
 def test_one_number_in_the_plan_stands_for_all_stages(folder, tiny):
     plan = read_voxtell_plan(folder)
     path = folder / "plans.json"
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     arguments = document["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     arguments.update(kernel_sizes=3, n_blocks_per_stage=2, n_conv_per_stage_decoder=1, nonlin_kwargs=None)
     path.write_text(json.dumps(document))
@@ -281,7 +281,7 @@ def test_one_number_in_the_plan_stands_for_all_stages(folder, tiny):
 )
 def test_a_plan_of_another_network_is_refused(folder, changes, message):
     path = folder / "plans.json"
-    document = json.loads(path.read_text())
+    document = json.loads(path.read_text(encoding="utf-8"))
     document["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"].update(changes)
     path.write_text(json.dumps(document))
     with pytest.raises(PlanError, match=message):
