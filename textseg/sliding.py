@@ -408,10 +408,11 @@ def _too_little(compute: Compute, what: str) -> NotEnoughMemoryError:
     )
 
 
-def padded(image: Tensor, window: Shape) -> Tensor:
-    """The image, grown to the window where it is smaller, with its own darkest value, which is air.
+def padded(image: Tensor, window: Shape, beyond: float | None = None) -> Tensor:
+    """The image, grown to the window where it is smaller; it lies in there as `textseg.windows.placed` says.
 
-    It lies in the middle of what it has become; see `textseg.windows.placed`.
+    Args:
+        beyond: the value around it; None for each channel's own darkest one, which is air.
     """
     shape = _shape(image)
     before = placed(shape, window).start
@@ -419,7 +420,8 @@ def padded(image: Tensor, window: Shape) -> Tensor:
     if not any(behind):
         return image
     pads = [pad for axis in (2, 1, 0) for pad in (before[axis], behind[axis])]
-    grown = [nn.functional.pad(channel, pads, value=float(channel.min())) for channel in image]
+    values = [float(channel.min()) if beyond is None else beyond for channel in image]
+    grown = [nn.functional.pad(channel, pads, value=v) for channel, v in zip(image, values, strict=True)]
     return torch.stack(grown)
 
 

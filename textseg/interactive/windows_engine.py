@@ -315,7 +315,7 @@ class WindowsEngine:
         self._latest = (field, whole)
         if changed is None:
             return Outcome(before, presence, field, None)
-        moved = Box(_plus(changed.start, box.start), _plus(changed.stop, box.start))
+        moved = changed.moved(box.start)
         target = _scan_box(moved, grid.geometry, self._scan)
         source = _working_box(target, self._scan, grid.geometry)
         mask = before.unpack()
@@ -400,10 +400,6 @@ def _around(
     start = np.floor(moved.min(axis=0) - margin)
     stop = np.ceil(moved.max(axis=0) + margin) + 1
     return Box(_three(start), _three(stop)).within(there.shape)
-
-
-def _plus(one: Shape, other: Shape) -> Shape:
-    return _three(np.add(one, other))
 
 
 def _three(values: NDArray[Any]) -> Shape:

@@ -20,8 +20,8 @@ from textseg.network.spatial_prompts import Interaction
 from textseg.plan import Millimetres, Plan
 from textseg.prepare import Prepared
 from textseg.resample import resample
-from textseg.sliding import padded, window_weight
-from textseg.windows import blend_weights, place_windows, placed, window_shape
+from textseg.sliding import padded, window_weight, windows_of
+from textseg.windows import blend_weights, placed, window_shape
 
 Slices = tuple[slice, slice, slice]
 # Where a change counts as coming near to a mark's voxel.
@@ -62,9 +62,12 @@ class WorkingGrid:
     @cached_property
     def boxes(self) -> list[Box]:
         """Where windows lie; where the image is smaller than a window they reach beyond it on both sides."""
-        before = placed(self.shape, self.window).start
-        boxes = place_windows(self.shape, self.window, self.plan.windows.overlap)
-        return [box.moved([-n for n in before]) for box in boxes]
+        return [box.moved([-n for n in self._before]) for box in windows_of(self.shape, self.plan)]
+
+    @cached_property
+    def _before(self) -> Shape:
+        """How far the first window reaches beyond the image."""
+        return placed(self.shape, self.window).start
 
     @cached_property
     def _padded(self) -> Tensor:
@@ -73,8 +76,7 @@ class WorkingGrid:
 
     def image(self, index: int) -> Tensor:
         """What a window sees, (channels, x, y, z)."""
-        before = placed(self.shape, self.window).start
-        return self._padded[(slice(None), *self.boxes[index].moved(before).slices)]
+        return self._padded[(slice(None), *self.boxes[index].moved(self._before).slices)]
 
     @cached_property
     def weight(self) -> Tensor:

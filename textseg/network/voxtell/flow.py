@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -19,9 +18,9 @@ from textseg.network.voxtell.network import VoxTellNetwork
 from textseg.packed import PackedMasks
 from textseg.plan import Triple
 from textseg.slabs import Slab
-from textseg.sliding import Batches, WindowRun
+from textseg.sliding import Batches, WindowRun, padded
 from textseg.volume import Volume
-from textseg.windows import place_windows
+from textseg.windows import place_windows, placed
 
 OVERLAP = 0.5
 SIGMA_FRACTION = 1 / 8
@@ -113,9 +112,10 @@ def _run(
     network: VoxTellNetwork, image: Tensor, text: Tensor, compute: Compute, progress: Progress
 ) -> WindowRun:
     window = network.window
-    padded, whole = _padded(image, window)
-    boxes = place_windows(_shape(padded[0]), window, OVERLAP)
-    return WindowRun(network, padded, text, boxes, weight_tables(window), compute, whole, progress, Batches())
+    whole = placed(_shape(image[0]), window)
+    image = padded(image, window, beyond=0.0)
+    boxes = place_windows(_shape(image[0]), window, OVERLAP)
+    return WindowRun(network, image, text, boxes, weight_tables(window), compute, whole, progress, Batches())
 
 
 def window_weight(window: Triple) -> Tensor:
@@ -133,18 +133,6 @@ def weight_tables(window: Triple) -> tuple[NDArray[np.float32], ...]:
         np.exp(-0.5 * ((np.arange(n) - n // 2) / (n * SIGMA_FRACTION)) ** 2).astype(np.float32)
         for n in window
     )
-
-
-def _padded(image: Tensor, window: Triple) -> tuple[Tensor, Box]:
-    """The image with zeros around it where it is smaller than a window, and where in that it lies."""
-    shape = _shape(image[0])
-    missing = [max(0, size - n) for n, size in zip(shape, window, strict=True)]
-    z, y, x = (m // 2 for m in missing)
-    pads = [
-        side for before, m in zip((x, y, z), reversed(missing), strict=True) for side in (before, m - before)
-    ]
-    whole = Box((z, y, x), (z + shape[0], y + shape[1], x + shape[2]))
-    return F.pad(image, pads), whole
 
 
 def _backwards(three: tuple[Item, Item, Item]) -> tuple[Item, Item, Item]:
