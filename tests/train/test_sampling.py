@@ -61,6 +61,7 @@ def make_sampler(with_training, lexicon):
             "stranger_fraction": 0.0,
             "mirror_fraction": 0.0,
             "mirror_groups": (),
+            "slab_fraction": 0.0,
         } | training
         places = [find_places(case) for case in cases]
         plan = with_training(**numbers).model_copy(update=plan_changes or {})
@@ -559,6 +560,53 @@ def test_a_plan_without_augmentation_draws_not_one_number_for_it(make_sampler, m
     assert first.image.equal(second.image)
     assert first.targets == second.targets
     assert states[0].random() == states[1].random()
+
+
+LOWER_HALF = (slice(0, PATCH[0]), slice(0, PATCH[1]), slice(0, PATCH[2] // 2))
+
+
+def test_a_slab_shows_what_was_scanned_and_denies_what_lies_beyond(make_sampler, monkeypatch):
+    monkeypatch.setattr("textseg.train.sampling.scanned_part", lambda *rest: LOWER_HALF)
+    sampler = make_sampler([block_case(BLOCKS)], slab_fraction=1.0)
+    middle = np.array(SHAPE) / 2
+    monkeypatch.setattr(sampler, "_centre", lambda place, *rest: (LEFT, middle))
+    denied = 0
+    for sample in draws(sampler):
+        beyond = sample.image[0, ..., PATCH[2] // 2 :]
+        assert float(beyond.max()) < float(sample.image.max()) / 4
+        assert not sample.masks[..., PATCH[2] // 2 :].any()
+        assert not sample.shares[..., PATCH[2] // 2 :].any()
+        assert (LEFT, True) in asked(sample)
+        denied += (Target("brainstem"), False) in asked(sample)
+    assert denied
+
+
+def test_no_slab_hides_what_the_patch_was_drawn_for(make_sampler, monkeypatch):
+    monkeypatch.setattr("textseg.train.sampling.scanned_part", lambda *rest: LOWER_HALF)
+    for fraction in (0.0, 1.0):
+        sampler = make_sampler([block_case(BLOCKS)], slab_fraction=fraction)
+        top = Target("brainstem")
+        monkeypatch.setattr(sampler, "_centre", lambda place, *rest, top=top: (top, np.array(SHAPE) / 2))
+        assert all((top, True) in asked(sample) for sample in draws(sampler))
+
+
+def test_a_lesion_is_cut_off_with_its_organ(make_sampler):
+    whole = draws(make_sampler([torso_case(KIDNEY, LIVER)], "torso", prompts_per_sample=6), 60)
+    slabs = make_sampler([torso_case(KIDNEY, LIVER)], "torso", prompts_per_sample=6, slab_fraction=1.0)
+    cut = draws(slabs, 60)
+
+    def lesions(samples):
+        return [
+            (target, mask)
+            for sample in samples
+            for target, mask in zip(sample.targets, sample.masks, strict=True)
+            if target.finding and mask.any()
+        ]
+
+    assert lesions(cut)
+    assert all(mask.sum() >= FEWEST_VOXELS for _, mask in lesions(cut))
+    mean_of = [np.mean([float(mask.sum()) for _, mask in lesions(samples)]) for samples in (whole, cut)]
+    assert mean_of[1] < mean_of[0]
 
 
 def test_channels_are_changed_as_the_plan_says(make_sampler):

@@ -107,7 +107,7 @@ class PromptScale(nn.Module):
         parts = [said[:, :, None], maps[:, :, 1:]]
         joined = [part.flatten(0, 1) for part in parts]
         if self.reduce is not None and coarser is not None:
-            joined.append(_resized(self.reduce(coarser), trunk.shape[2:]))
+            joined.append(upsampled(self.reduce(coarser), trunk.shape[2:]))
         mixed = self.join(torch.cat(joined, dim=1))
         if spatial is not None:
             mixed = mixed + self.spatial(spatial)
@@ -256,8 +256,9 @@ class PromptDecoder(nn.Module):
 
 def finer(coarser: Tensor | None, added: Tensor) -> Tensor:
     """Logits of a coarser scale, upsampled, plus what this one adds, (batch, prompts, x, y, z) each."""
-    return added if coarser is None else added + _resized(coarser, added.shape[2:])
+    return added if coarser is None else added + upsampled(coarser, added.shape[2:])
 
 
-def _resized(x: Tensor, shape: torch.Size) -> Tensor:
+def upsampled(x: Tensor, shape: torch.Size) -> Tensor:
+    """Maps (batch, channels, x, y, z) at a finer scale's size."""
     return nn.functional.interpolate(x, size=shape, mode="trilinear", align_corners=False)

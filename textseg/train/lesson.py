@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from textseg.device import Compute, fastest_type
 from textseg.network.build import Decoded, Features, TextPromptedNetwork
+from textseg.network.mask_decoder import upsampled
 from textseg.plan import Plan
 from textseg.train.losses import prompt_loss, sharing_loss
 from textseg.train.marked import next_marks, unpacked
@@ -79,7 +80,7 @@ class Lesson(nn.Module):
         marks = unpacked(question.marks)
         seen = decoded.logits[0]
         if skipped:
-            seen = nn.functional.interpolate(seen, size=question.masks.shape[2:], mode="trilinear")
+            seen = upsampled(seen, question.masks.shape[2:])
         marks = next_marks(seen, question.masks, marks, question.valid, random)
         with Compute(device, number_type(device)).autocast():
             again = self.network.decode(features, words_of(self.network, question), marks)

@@ -18,6 +18,7 @@ from textseg.plan import Plan
 from textseg.prompts import Lexicon
 from textseg.train.augment import augmented
 from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target, Words
+from textseg.train.ends import ended, scanned_part
 from textseg.train.lesions import LESION_WORDS, Lesion, add_lesion
 from textseg.train.mirror import Mirror
 from textseg.train.synth import smooth_noise, synthesise
@@ -145,6 +146,9 @@ class PatchSampler:
             place = _mirrored_place(place, self.mirror)
             wanted = self.mirror.names[wanted]
         images, modalities, lesion = self._images(place.case, labels, images, random)
+        if recipe.slab_fraction > 0 and random.random() < recipe.slab_fraction:
+            wanted_values = dict(place.case.facts.targets).get(wanted, ()) if wanted else ()
+            labels, images, lesion = _as_slab(labels, images, lesion, wanted_values, random)
         image = self._scanned(images, modalities, random)
         present, absent = self._answers(place, labels, lesion, random)
         targets, masks = self._chosen(present, absent, wanted, random)
@@ -416,6 +420,29 @@ def _labelled(case: Case, labels: Tensor) -> Tensor:
     """Voxels (x, y, z) bool of a patch that somebody labelled, if only as background."""
     ignore = case.facts.ignore
     return torch.ones_like(labels, dtype=torch.bool) if ignore is None else labels != ignore
+
+
+def _as_slab(
+    labels: Tensor,
+    images: list[Tensor],
+    lesion: Lesion | None,
+    wanted: Sequence[int],
+    random: np.random.Generator,
+) -> tuple[Tensor, list[Tensor], Lesion | None]:
+    """A patch of which only a slab was scanned, with air around it; all of it where that hides the wanted.
+
+    What lies beyond is labelled 0: it is known not to be there, since a window's padding is no anatomy.
+    """
+    part = scanned_part(labels.shape, random)
+    seen = ended(labels, part, 0)
+    if wanted and int(_mask(seen, wanted).sum()) < FEWEST_VOXELS:
+        return labels, images, lesion
+    if lesion is not None:
+        mask = ended(lesion.mask, part, 0.0)
+        if float(mask.sum()) < FEWEST_VOXELS:
+            return labels, images, lesion
+        lesion = replace(lesion, mask=mask)
+    return seen, [ended(image, part, float(image.min())) for image in images], lesion
 
 
 def _mask(labels: Tensor, values: Sequence[int]) -> Tensor:
