@@ -204,6 +204,8 @@ class TrainingPlan(Part):
     """How often a patch is mirrored, left and right swapped in its labels and in their words."""
     mirror_groups: tuple[str, ...] = ()
     """Groups whose cases are mirrored, every group where none is named: a mirrored torso is a rare thing."""
+    stripped_fraction: float = Field(default=0, ge=0, le=1)
+    """How often a head drawn from a label map is shown without what lies around its brain."""
     slab_fraction: float = Field(default=0, ge=0, le=1)
     """How often a patch shows the end of a scan, one side or both, as a slab of a few centimetres does."""
     low_resolution_fraction: float = Field(default=0, ge=0, le=1)

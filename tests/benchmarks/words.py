@@ -63,7 +63,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     model = find_model(asked.model)
     lexicon = default_lexicon()
-    canonical = CanonicalVectors(encoder_of(model.folder, model.plan), lexicon)
+    canonical = CanonicalVectors(encoder_of(model.path, model.plan), lexicon)
     kinds = measure_kinds(canonical, lexicon, asked.seed, asked.texts)
     result: dict[str, Any] = {
         "benchmark": "words",

@@ -17,6 +17,7 @@ from textseg.errors import DatasetError
 from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Target, find_places
 from textseg.train.lesions import LESION_WORDS
 from textseg.train.sampling import PatchSampler
+from textseg.train.stripped import grown
 
 SHAPE = (22, 26, 24)
 PATCH = (24, 28, 24)
@@ -62,6 +63,7 @@ def make_sampler(with_training, lexicon):
             "mirror_fraction": 0.0,
             "mirror_groups": (),
             "slab_fraction": 0.0,
+            "stripped_fraction": 0.0,
         } | training
         places = [find_places(case) for case in cases]
         plan = with_training(**numbers).model_copy(update=plan_changes or {})
@@ -607,6 +609,38 @@ def test_a_lesion_is_cut_off_with_its_organ(make_sampler):
     assert all(mask.sum() >= FEWEST_VOXELS for _, mask in lesions(cut))
     mean_of = [np.mean([float(mask.sum()) for _, mask in lesions(samples)]) for samples in (whole, cut)]
     assert mean_of[1] < mean_of[0]
+
+
+def head_map():
+    """A label map of two thalami in a head that no target names."""
+    labels = np.full(SHAPE, 9, np.uint8)
+    for number, target in enumerate((LEFT, RIGHT), start=1):
+        labels[BLOCKS[target]] = number
+    targets = [(LEFT, (1,)), (RIGHT, (2,))]
+    facts = CaseFacts("head", "brain", "brain", "train", (1.0, 1.0, 1.0), None, targets)
+    return Case(facts, labels, ())
+
+
+def test_stripped_heads_have_nothing_around_the_brain(make_sampler, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        "textseg.train.sampling.synthesise",
+        lambda labels, *rest: seen.append(labels.clone()) or torch.zeros(labels.shape),
+    )
+    for fraction, values in ((0.0, {0, 1, 2, 9}), (1.0, {0, 1, 2})):
+        seen.clear()
+        samples = draws(make_sampler([head_map()], stripped_fraction=fraction, absent_fraction=0.0), 12)
+        assert all(sample.masks.any() for sample in samples)
+        # Strippers close gaps and may leave a rim: nothing is left that is further from the brain.
+        far = {int(v) for labels in seen for v in labels[~grown(labels.remainder(9) > 0, 3)].unique()}
+        assert far | {1, 2} == values
+
+
+def test_only_heads_of_label_maps_are_stripped(make_sampler):
+    scans = [make_sampler([block_case(BLOCKS)], stripped_fraction=fraction) for fraction in (0.0, 1.0)]
+    for before, after in zip(*map(draws, scans), strict=True):
+        assert before.image.equal(after.image)
+        assert before.masks.equal(after.masks)
 
 
 def test_channels_are_changed_as_the_plan_says(make_sampler):

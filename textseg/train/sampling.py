@@ -21,6 +21,7 @@ from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target, W
 from textseg.train.ends import ended, scanned_part
 from textseg.train.lesions import LESION_WORDS, Lesion, add_lesion
 from textseg.train.mirror import Mirror
+from textseg.train.stripped import stripped
 from textseg.train.synth import smooth_noise, synthesise
 from textseg.volume import Modality
 
@@ -36,6 +37,9 @@ FAR_GROUPS: Mapping[str, frozenset[str]] = {
     "sarcoma": frozenset({"brain", "hippocampus"}),
 }
 
+
+# Skull stripping leaves more or less of it.
+FLUID = "cerebrospinal_fluid"
 
 # How patches are bent: the cells of a displacement field and how far it reaches, both in voxels, in a patch
 # of 64 voxels an edge or more; smaller ones are bent less. Wide, since the torsos are few: a liver is to come
@@ -145,6 +149,8 @@ class PatchSampler:
             labels, images = labels.flip(0), [image.flip(0) for image in images]
             place = _mirrored_place(place, self.mirror)
             wanted = self.mirror.names[wanted]
+        if self._is_head_map(place) and random.random() < recipe.stripped_fraction:
+            labels = stripped(labels, *self._brain_of(place), random)
         images, modalities, lesion = self._images(place.case, labels, images, random)
         if recipe.slab_fraction > 0 and random.random() < recipe.slab_fraction:
             wanted_values = dict(place.case.facts.targets).get(wanted, ()) if wanted else ()
@@ -158,6 +164,24 @@ class PatchSampler:
     def _may_be_mirrored(self, place: Place) -> bool:
         groups = self.plan.training.mirror_groups
         return not groups or place.case.facts.group in groups
+
+    def _is_head_map(self, place: Place) -> bool:
+        return (
+            self.plan.training.stripped_fraction > 0
+            and place.case.facts.group == "brain"
+            and not place.case.images
+        )
+
+    def _brain_of(self, place: Place) -> tuple[frozenset[int], frozenset[int]]:
+        """The label values of a head's brain, and of the fluid around it."""
+        brain: set[int] = set()
+        fluid: set[int] = set()
+        for target, values in place.case.facts.targets:
+            if self._group(target) == "brain":
+                brain.update(values)
+            if target.structure == FLUID:
+                fluid.update(values)
+        return frozenset(brain), frozenset(fluid)
 
     def _strange(
         self, place: Place, centre: np.ndarray, strangers: list[Target], random: np.random.Generator
