@@ -318,6 +318,31 @@ def test_parcels_of_a_pair_count_as_one_name(gathered, tmp_path, anatomy, grid):
     assert both == (3, 42)
 
 
+def test_what_a_pairs_labels_mean_otherwise_is_not_asked_for(gathered, tmp_path, anatomy, grid):
+    save(anatomy.astype(np.int32), grid, tmp_path / "pair/labels.nii.gz", SAGITTAL)
+    save(np.where(anatomy > 0, 80, 20).astype(np.float32), grid, tmp_path / "pair/image.nii.gz")
+    names = {"left thalamus": 1, "right thalamus": 2, "cerebrospinal fluid": 3}
+    write_json(tmp_path / "pair/names.json", {"labels": {"background": 0, **names}})
+    pair = {
+        "layout": "pair",
+        "name": "t1",
+        "image": "pair/image.nii.gz",
+        "labels": "pair/labels.nii.gz",
+        "names_from": "pair/names.json",
+        "ranges": {},
+        "group": "brain",
+        "mixture": "brain",
+        "modality": "mr",
+        "split": "validation",
+    }
+    asked = [
+        {target.structure for target, _ in gathered(source)["t1"].facts.targets}
+        for source in (pair, pair | {"left_out": ["cerebrospinal fluid"]})
+    ]
+    assert asked[0] - asked[1] == {"cerebrospinal_fluid"}
+    assert {"left_thalamus", "right_thalamus"} <= asked[1]
+
+
 def test_phantoms_are_drawn_and_split_as_the_source_says(gathered):
     source = {
         "layout": "phantom",

@@ -356,10 +356,12 @@ def _with_tissue_around(labels: np.ndarray, facts: CaseFacts) -> np.ndarray:
 def _pair_job(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexicon) -> CaseJob:
     """One image, or a list of channels, with one label map.
 
-    `ranges` of values, such as a cortex's parcels, count as one name.
+    `ranges` of values, such as a cortex's parcels, count as one name. Names that are `left_out` are asked
+    for neither as present nor as absent: these labels mean something else by them.
     """
     document = json.loads((data / source["names_from"]).read_text(encoding="utf-8"))
     names, ignore = _labels(document["labels"])
+    left_out = source.get("left_out", ())
     facts = CaseFacts(
         name=source["name"],
         group=source["group"],
@@ -367,7 +369,7 @@ def _pair_job(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexico
         split=source["split"],
         spacing_mm=plan.spacing_for(source["group"]),
         modality=source["modality"],
-        targets=named_targets(names, lexicon),
+        targets=named_targets({n: v for n, v in names.items() if n not in left_out}, lexicon),
         ignore=ignore,
     )
     listed = source["image"] if isinstance(source["image"], list) else [source["image"]]
