@@ -341,6 +341,8 @@ def test_what_a_pairs_labels_mean_otherwise_is_not_asked_for(gathered, tmp_path,
     ]
     assert asked[0] - asked[1] == {"cerebrospinal_fluid"}
     assert {"left_thalamus", "right_thalamus"} <= asked[1]
+    with pytest.raises(DatasetError, match=r"no 'fluid'\. Is it written otherwise"):
+        gathered(pair | {"left_out": ["fluid"]})
 
 
 def test_phantoms_are_drawn_and_split_as_the_source_says(gathered):

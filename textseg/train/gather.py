@@ -362,6 +362,12 @@ def _pair_job(data: Path, source: Mapping[str, Any], plan: Plan, lexicon: Lexico
     document = json.loads((data / source["names_from"]).read_text(encoding="utf-8"))
     names, ignore = _labels(document["labels"])
     left_out = source.get("left_out", ())
+    unknown = [name for name in left_out if name not in names]
+    if unknown:
+        raise DatasetError(
+            f"What a source leaves out is among its names, but {source['names_from']} has no "
+            f"{' and no '.join(map(repr, unknown))}. Is it written otherwise there?"
+        )
     facts = CaseFacts(
         name=source["name"],
         group=source["group"],
