@@ -206,6 +206,8 @@ class TrainingPlan(Part):
     """Groups whose cases are mirrored, every group where none is named: a mirrored torso is a rare thing."""
     stripped_fraction: float = Field(default=0, ge=0, le=1)
     """How often a head drawn from a label map is shown without what lies around its brain."""
+    couch_fraction: float = Field(default=0, ge=0, le=1)
+    """How often a torso's label map that is drawn as CT lies on a couch, with or without arms beside it."""
     slab_fraction: float = Field(default=0, ge=0, le=1)
     """How often a patch shows the end of a scan, one side or both, as a slab of a few centimetres does."""
     low_resolution_fraction: float = Field(default=0, ge=0, le=1)

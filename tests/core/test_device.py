@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -14,6 +17,7 @@ from textseg.device import (
     fastest_type,
     find_gpu,
     is_out_of_memory,
+    processor_maker,
 )
 from textseg.errors import DeviceError
 
@@ -24,7 +28,8 @@ CPU = torch.device("cpu")
 def processor(monkeypatch):
     """A function that sets what the processor can compute in hardware."""
 
-    def set_support(*, avx512, amx):
+    def set_support(*, avx512, amx, maker="AuthenticAMD"):
+        monkeypatch.setattr("textseg.device.processor_maker", lambda: maker)
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
 
@@ -54,6 +59,37 @@ def cuda(monkeypatch):
 def test_bfloat16_only_where_the_processor_has_it(avx512, amx, dtype, processor):
     processor(avx512=avx512, amx=amx)
     assert fastest_type(CPU) == dtype
+
+
+@pytest.mark.parametrize(
+    ("amx", "maker", "dtype"),
+    [
+        (False, "GenuineIntel", torch.float32),
+        (True, "GenuineIntel", torch.bfloat16),
+        (False, "", torch.float32),
+        (False, "AuthenticAMD", torch.bfloat16),
+    ],
+)
+def test_vectors_of_bfloat16_are_for_processors_that_are_faster_in_it(amx, maker, dtype, processor):
+    processor(avx512=True, amx=amx, maker=maker)
+    assert fastest_type(CPU) == dtype
+
+
+def test_the_processors_maker_is_read_where_the_system_tells_it(monkeypatch):
+    def maker(cpuinfo, name="Intel64 Family 6 Model 143 Stepping 8, GenuineIntel"):
+        processor_maker.cache_clear()
+        monkeypatch.setattr(Path, "read_text", lambda *args, **kwargs: cpuinfo())
+        monkeypatch.setattr(platform, "processor", lambda: name)
+        return processor_maker()
+
+    def missing():
+        raise FileNotFoundError
+
+    assert maker(lambda: "processor\t: 0\nvendor_id\t: AuthenticAMD\n") == "AuthenticAMD"
+    assert maker(missing) == "GenuineIntel"
+    assert maker(lambda: "processor\t: 0\n", "arm") == "arm"
+    assert maker(missing, "") == ""
+    processor_maker.cache_clear()
 
 
 @pytest.mark.parametrize(("bfloat16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])

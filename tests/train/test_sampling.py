@@ -64,6 +64,7 @@ def make_sampler(with_training, lexicon):
             "mirror_groups": (),
             "slab_fraction": 0.0,
             "stripped_fraction": 0.0,
+            "couch_fraction": 0.0,
         } | training
         places = [find_places(case) for case in cases]
         plan = with_training(**numbers).model_copy(update=plan_changes or {})
@@ -634,6 +635,17 @@ def test_stripped_heads_have_nothing_around_the_brain(make_sampler, monkeypatch)
         # Strippers close gaps and may leave a rim: nothing is left that is further from the brain.
         far = {int(v) for labels in seen for v in labels[~grown(labels.remainder(9) > 0, 3)].unique()}
         assert far | {1, 2} == values
+
+
+def test_drawn_torsos_lie_on_couches_in_ct(make_sampler, monkeypatch, phantom_cases):
+    monkeypatch.setattr(
+        "textseg.train.sampling.with_couch", lambda image, *rest: torch.full_like(image, 700.0)
+    )
+    for mixture, fraction, expected in (("phantom", 1.0, True), ("phantom", 0.0, False)):
+        sampler = make_sampler(phantom_cases[:1], mixture, couch_fraction=fraction)
+        flat = [float(sample.image.std()) < 0.3 for sample in draws(sampler, 12)]
+        assert any(flat) == expected
+        assert not all(flat)  # in MR there is none
 
 
 def test_only_heads_of_label_maps_are_stripped(make_sampler):

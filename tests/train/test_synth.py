@@ -53,6 +53,17 @@ def test_mr_has_another_contrast_each_time(medians):
     assert mr["liver"].std() > 0.1
 
 
+def test_air_is_dark_in_mr_but_for_a_drowned_lung(labels):
+    images = [synthesise(labels, LEGEND, "mr", np.random.default_rng(seed)) for seed in range(30)]
+    lung, liver = (
+        np.array([float(image[labels == VALUES[name]].median()) for image in images])
+        for name in ("left lung", "liver")
+    )
+    dark = lung < 0.25
+    assert 0.8 < dark.mean() < 1
+    assert (liver < 0.25).mean() < 0.5
+
+
 def test_pet_takes_up_more_here_and_more_there(medians):
     pet = medians["pet"]
     brighter = pet["liver"] > pet["spleen"]

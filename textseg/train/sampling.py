@@ -18,6 +18,7 @@ from textseg.plan import Plan
 from textseg.prompts import Lexicon
 from textseg.train.augment import augmented
 from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target, Words
+from textseg.train.couch import with_couch
 from textseg.train.ends import ended, scanned_part
 from textseg.train.lesions import LESION_WORDS, Lesion, add_lesion
 from textseg.train.mirror import Mirror
@@ -165,6 +166,9 @@ class PatchSampler:
         groups = self.plan.training.mirror_groups
         return not groups or place.case.facts.group in groups
 
+    def _lies_on_a_couch(self, facts: CaseFacts) -> bool:
+        return self.plan.training.couch_fraction > 0 and facts.mixture in ("torso", "phantom")
+
     def _is_head_map(self, place: Place) -> bool:
         return (
             self.plan.training.stripped_fraction > 0
@@ -242,6 +246,11 @@ class PatchSampler:
         modalities = self._modalities(facts, random)
         if not case.images:
             images = [synthesise(labels, facts.tissues, modality, random) for modality in modalities]
+            if self._lies_on_a_couch(facts) and random.random() < self.plan.training.couch_fraction:
+                images = [
+                    with_couch(image, labels, random) if modality == "ct" else image
+                    for image, modality in zip(images, modalities, strict=True)
+                ]
         lesion = None
         if facts.mixture in ("torso", "phantom") and random.random() < 0.35:
             images, lesion = self._with_lesion(case, labels, images, modalities, random)

@@ -117,12 +117,19 @@ def _mr_tissues(
     for value in values:
         name = SIDES.sub("", names.get(value, f"unnamed {value}"))
         if name not in drawn:
-            row = _row("t1_brain", name) if like_t1 else {}
-            mean = random.normal(row["mean"], row["sd"]) if row else random.uniform(0.08, 1.0)
-            texture = row.get("texture", 0.05) * random.uniform(0.3, 1.5)
-            drawn[name] = Tissue(1.05 - mean if inverted else mean, texture)
+            drawn[name] = _mr_tissue(name, random, like_t1=like_t1, inverted=inverted)
         tissues[value] = Tissue(drawn[name].mean + random.normal(0, 0.01), drawn[name].texture)
     return tissues
+
+
+def _mr_tissue(name: str, random: np.random.Generator, *, like_t1: bool, inverted: bool) -> Tissue:
+    air = _row("mr_air", name)
+    if air and random.random() >= WITHOUT_AIR:  # air is dark in every sequence
+        return Tissue(abs(random.normal(air["mean"], air["sd"])), air["texture"])
+    row = _row("t1_brain", name) if like_t1 else {}
+    mean = random.normal(row["mean"], row["sd"]) if row else random.uniform(0.08, 1.0)
+    texture = row.get("texture", 0.05) * random.uniform(0.3, 1.5)
+    return Tissue(1.05 - mean if inverted else mean, texture)
 
 
 def _pet_tissues(

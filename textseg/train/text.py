@@ -28,6 +28,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from textseg.atomic import write_bytes
+from textseg.device import Compute, fastest_type
 from textseg.embeddings.encoder import OwnTextEncoder, TextEncoder, embed_many, load_own_encoder
 from textseg.embeddings.retrieval import measure_kinds
 from textseg.embeddings.separation import CanonicalVectors, measure_separation
@@ -42,6 +43,8 @@ REPORT_FILE = "text_report.json"
 
 # How a side is said of what has none of its own.
 LOPSIDED = ("{side} {x}", "{x} {side}", "{x}, {side}", "{side}-sided {x}", "{x} on the {side} side")
+
+CPU = torch.device("cpu")
 
 Progress = Callable[[int, int, dict[str, float]], None]
 
@@ -330,7 +333,7 @@ def _losses(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy over everything a text could mean, and the mean of 1 - cosine to what it does mean."""
     ids, mask = encode(vocabulary, batch.texts, tower.plan.longest_tokens)
-    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+    with Compute(CPU, fastest_type(CPU)).autocast():
         vectors = _embed_by_length(tower, ids, mask)
     cosines = vectors @ batch.candidates.T
     pulled = 1 - cosines.gather(1, batch.meant[:, None]).mean()
@@ -341,7 +344,7 @@ def _moved(tower: TextTower, kept: OwnTextEncoder, words: Sequence[str], vectors
     """1 - cosine of canonical words, read without noise, to the vectors that they keep: mean and worst."""
     ids, mask = encode(kept.vocabulary, words, tower.plan.longest_tokens)
     tower.dropout.eval()
-    with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+    with Compute(CPU, fastest_type(CPU)).autocast():
         embedded = _embed_by_length(tower, ids, mask)
     tower.dropout.train()
     distances = 1 - (embedded * vectors).sum(dim=1)
