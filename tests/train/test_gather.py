@@ -285,6 +285,19 @@ def test_a_map_with_a_body_is_left_as_it_is(gathered, write_map, anatomy):
 
 # One image with one label map, and phantoms.
 
+PAIR = {
+    "layout": "pair",
+    "name": "t1",
+    "image": "pair/image.nii.gz",
+    "labels": "pair/labels.nii.gz",
+    "names_from": "pair/names.json",
+    "ranges": {},
+    "group": "brain",
+    "mixture": "brain",
+    "modality": "mr",
+    "split": "validation",
+}
+
 
 def test_parcels_of_a_pair_count_as_one_name(gathered, tmp_path, anatomy, grid):
     parcels = np.zeros(SHAPE, np.int32)
@@ -295,19 +308,8 @@ def test_parcels_of_a_pair_count_as_one_name(gathered, tmp_path, anatomy, grid):
     save(np.where(anatomy > 0, 80, 20).astype(np.float32), grid, tmp_path / "pair/image.nii.gz")
     names = {"left cerebral cortex": 3, "right cerebral cortex": 42, "left hippocampus": 17}
     write_json(tmp_path / "pair/names.json", {"labels": {"background": 0, **names}})
-    pair = {
-        "layout": "pair",
-        "name": "t1",
-        "image": "pair/image.nii.gz",
-        "labels": "pair/labels.nii.gz",
-        "names_from": "pair/names.json",
-        "ranges": {"left cerebral cortex": [11100, 11199], "right cerebral cortex": [12100, 12199]},
-        "group": "brain",
-        "mixture": "brain",
-        "modality": "mr",
-        "split": "validation",
-    }
-    case = gathered(pair)["t1"]
+    ranges = {"left cerebral cortex": [11100, 11199], "right cerebral cortex": [12100, 12199]}
+    case = gathered(PAIR | {"ranges": ranges})["t1"]
     assert set(np.unique(case.labels)) == {0, 3, 17, 42}
     assert case.facts.split == "validation"
     assert case.facts.spacing_mm == (2.0, 2.0, 2.0)
@@ -323,26 +325,14 @@ def test_what_a_pairs_labels_mean_otherwise_is_not_asked_for(gathered, tmp_path,
     save(np.where(anatomy > 0, 80, 20).astype(np.float32), grid, tmp_path / "pair/image.nii.gz")
     names = {"left thalamus": 1, "right thalamus": 2, "cerebrospinal fluid": 3}
     write_json(tmp_path / "pair/names.json", {"labels": {"background": 0, **names}})
-    pair = {
-        "layout": "pair",
-        "name": "t1",
-        "image": "pair/image.nii.gz",
-        "labels": "pair/labels.nii.gz",
-        "names_from": "pair/names.json",
-        "ranges": {},
-        "group": "brain",
-        "mixture": "brain",
-        "modality": "mr",
-        "split": "validation",
-    }
     asked = [
         {target.structure for target, _ in gathered(source)["t1"].facts.targets}
-        for source in (pair, pair | {"left_out": ["cerebrospinal fluid"]})
+        for source in (PAIR, PAIR | {"left_out": ["cerebrospinal fluid"]})
     ]
     assert asked[0] - asked[1] == {"cerebrospinal_fluid"}
     assert {"left_thalamus", "right_thalamus"} <= asked[1]
     with pytest.raises(DatasetError, match=r"no 'fluid'\. Is it written otherwise"):
-        gathered(pair | {"left_out": ["fluid"]})
+        gathered(PAIR | {"left_out": ["fluid"]})
 
 
 def test_phantoms_are_drawn_and_split_as_the_source_says(gathered):

@@ -42,23 +42,26 @@ def augmented(image: Tensor, modality: Modality, recipe: TrainingPlan, random: n
         modality: decides which artefacts there can be.
         recipe: its `..._fraction` fields say how often each change is made; one that is 0 draws nothing.
     """
-    if _happens(recipe.artefact_fraction, random):
+    if happens(recipe.artefact_fraction, random):
         image = with_artefact(image, modality, random)
-    if _happens(recipe.blur_fraction, random):
+    if happens(recipe.blur_fraction, random):
         image = blurred(image, random)
-    if _happens(recipe.low_resolution_fraction, random):
+    if happens(recipe.low_resolution_fraction, random):
         image = with_low_resolution(image, random)
-    if _happens(recipe.noise_fraction, random):
+    if happens(recipe.noise_fraction, random):
         image = noisy(image, random)
-    if _happens(recipe.contrast_fraction, random):
+    if happens(recipe.contrast_fraction, random):
         image = with_contrast(image, random)
-    if _happens(recipe.gamma_fraction, random):
+    if happens(recipe.gamma_fraction, random):
         image = with_gamma(image, random)
     return image
 
 
-def _happens(fraction: float, random: np.random.Generator) -> bool:
-    # Nothing is drawn for what never happens: old plans go on with the samples that they had.
+def happens(fraction: float, random: np.random.Generator) -> bool:
+    """Whether a thing that a plan asks for so often happens now.
+
+    Nothing is drawn for what never happens: old plans go on with the samples that they had.
+    """
     return fraction > 0 and bool(random.random() < fraction)
 
 

@@ -29,9 +29,9 @@ def with_couch(image: Tensor, labels: Tensor, random: np.random.Generator) -> Te
     drawn = image.clone()
     if 0 in kinds:
         drawn = _with_plates(drawn, outside, random)
-    for kind, side in ((1, "low"), (2, "high")):
+    for kind, low in ((1, True), (2, False)):
         if kind in kinds:
-            drawn = _with_arm(drawn, outside, side == "low", random)
+            drawn = _with_arm(drawn, outside, low, random)
     return torch.where(outside, drawn, image)
 
 

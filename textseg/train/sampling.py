@@ -16,7 +16,7 @@ from textseg.errors import DatasetError
 from textseg.normalise import normalise
 from textseg.plan import Plan
 from textseg.prompts import Lexicon
-from textseg.train.augment import augmented
+from textseg.train.augment import augmented, happens
 from textseg.train.cases import FEWEST_VOXELS, Case, CaseFacts, Place, Target, Words
 from textseg.train.couch import with_couch
 from textseg.train.ends import ended, scanned_part
@@ -150,10 +150,11 @@ class PatchSampler:
             labels, images = labels.flip(0), [image.flip(0) for image in images]
             place = _mirrored_place(place, self.mirror)
             wanted = self.mirror.names[wanted]
-        if self._is_head_map(place) and random.random() < recipe.stripped_fraction:
+        is_head_map = place.case.facts.group == "brain" and not place.case.images
+        if is_head_map and happens(recipe.stripped_fraction, random):
             labels = stripped(labels, *self._brain_of(place), random)
         images, modalities, lesion = self._images(place.case, labels, images, random)
-        if recipe.slab_fraction > 0 and random.random() < recipe.slab_fraction:
+        if happens(recipe.slab_fraction, random):
             wanted_values = dict(place.case.facts.targets).get(wanted, ()) if wanted else ()
             labels, images, lesion = _as_slab(labels, images, lesion, wanted_values, random)
         image = self._scanned(images, modalities, random)
@@ -165,16 +166,6 @@ class PatchSampler:
     def _may_be_mirrored(self, place: Place) -> bool:
         groups = self.plan.training.mirror_groups
         return not groups or place.case.facts.group in groups
-
-    def _lies_on_a_couch(self, facts: CaseFacts) -> bool:
-        return self.plan.training.couch_fraction > 0 and facts.mixture in ("torso", "phantom")
-
-    def _is_head_map(self, place: Place) -> bool:
-        return (
-            self.plan.training.stripped_fraction > 0
-            and place.case.facts.group == "brain"
-            and not place.case.images
-        )
 
     def _brain_of(self, place: Place) -> tuple[frozenset[int], frozenset[int]]:
         """The label values of a head's brain, and of the fluid around it."""
@@ -246,7 +237,7 @@ class PatchSampler:
         modalities = self._modalities(facts, random)
         if not case.images:
             images = [synthesise(labels, facts.tissues, modality, random) for modality in modalities]
-            if self._lies_on_a_couch(facts) and random.random() < self.plan.training.couch_fraction:
+            if facts.mixture in ("torso", "phantom") and happens(self.plan.training.couch_fraction, random):
                 images = [
                     with_couch(image, labels, random) if modality == "ct" else image
                     for image, modality in zip(images, modalities, strict=True)
@@ -349,8 +340,7 @@ class PatchSampler:
             near += [Target(organ, str(random.choice(LESION_WORDS))) for organ in seen]
         near = [target for target in near if target not in present]
         others = [t for t in unseen if self._mirrored(t) in present]
-        neighbour_fraction = self.plan.training.neighbour_fraction
-        if neighbour_fraction > 0 and random.random() < neighbour_fraction:
+        if happens(self.plan.training.neighbour_fraction, random):
             others += self._neighbours(unseen, present)
         strangers = self._far_from(place)
         far = [strangers[random.integers(len(strangers))] for _ in range(2)] if strangers else []
