@@ -108,7 +108,7 @@ def norm_and_rectify(
     if not is_known or torch.is_grad_enabled():
         x = norm(x)
         x = x if added is None else x + added
-        return x if slope is None else F.leaky_relu(x, slope)
+        return x if slope is None else F.leaky_relu_(x, slope)
     x = x.contiguous(memory_format=CHANNELS_LAST)
     more = None if added is None else added.contiguous(memory_format=CHANNELS_LAST)
     for index, image in enumerate(x):

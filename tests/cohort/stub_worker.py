@@ -1,8 +1,8 @@
 """A worker process without torch: reads and writes as the real one does, but a threshold is its network.
 
-What a scan is called makes it misbehave: "slow" never ends, "crash" kills the process, "heavy" finds no
-memory for several prompts at once, "hopeless" finds none at all, "full" finds the disk full while there is a
-file full.flag beside the cohort's folder.
+What a scan is called makes it misbehave: "slow" leaves a file slow.began beside the cohort's folder and never
+ends, "crash" kills the process, "heavy" finds no memory for several prompts at once, "hopeless" finds none at
+all, "full" finds the disk full while there is a file full.flag beside the cohort's folder.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def write(answer: Answer, task: Task) -> None:
 
 def _misbehave(task: Task) -> None:
     if "slow" in task.id:
+        (Path(task.out).parent / "slow.began").touch()
         time.sleep(600)
     if "crash" in task.id:
         os.kill(os.getpid(), signal.SIGSEGV)

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from textseg.atomic import write_bytes
 from textseg.embeddings.text_plan import TextPlan
 from textseg.safe_loading import load_fitting
+from textseg.safe_saving import save_tensors
 
 WEIGHTS_FILE = "text_tower.safetensors"
 
@@ -92,7 +91,7 @@ class TowerLayer(nn.Module):
 def save_tower(tower: TextTower, folder: Path, metadata: dict[str, str]) -> None:
     """Write the weights as float16; a reader finds the old file or the new one, never a half."""
     weights = {name: tensor.detach().half().contiguous() for name, tensor in tower.state_dict().items()}
-    write_bytes(folder / WEIGHTS_FILE, save(weights, metadata))
+    save_tensors(weights, metadata, folder / WEIGHTS_FILE)
 
 
 def load_tower(folder: Path, plan: TextPlan) -> TextTower:

@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save
 from torch import Tensor
 
-from textseg.atomic import write_bytes
 from textseg.network.build import TextPromptedNetwork, build_network
 from textseg.plan import Plan
 from textseg.safe_loading import load_fitting
+from textseg.safe_saving import save_tensors
 
 NETWORK_FILE = "network.safetensors"
 
@@ -20,7 +19,7 @@ NETWORK_FILE = "network.safetensors"
 def save_network(network: TextPromptedNetwork, folder: Path, metadata: Mapping[str, str]) -> None:
     """Write the weights into a model's folder; floats become float16 where they fit, whole numbers stay."""
     weights = {name: _small(tensor) for name, tensor in network.state_dict().items()}
-    write_bytes(folder / NETWORK_FILE, save(weights, dict(metadata)))
+    save_tensors(weights, metadata, folder / NETWORK_FILE)
 
 
 def load_network(folder: Path, plan: Plan) -> TextPromptedNetwork:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
-from textseg.atomic import write_bytes, written_whole
+from textseg.atomic import written_whole
 from textseg.errors import ModelError
 from textseg.safe_loading import load_fitting
+from textseg.safe_saving import save_tensors
 
 STATE_FILE = "state.pt"
 BEST_FILE = "best.safetensors"
@@ -114,7 +114,7 @@ def keep_if_best(run: Path, averaged: nn.Module, best: Best) -> None:
     if before is not None and before.dice > best.dice:
         return
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in averaged.state_dict().items()}
-    write_bytes(run / BEST_FILE, save(weights, {"step": str(best.step), "dice": repr(best.dice)}))
+    save_tensors(weights, {"step": str(best.step), "dice": repr(best.dice)}, run / BEST_FILE)
 
 
 def find_best(run: Path) -> Best | None:

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from textseg.atomic import write_bytes
@@ -29,6 +28,7 @@ from textseg.network.weights import NETWORK_FILE, file_hash
 from textseg.plan import PLAN_FILE, Plan, read_plan, write_plan
 from textseg.prompts import Lexicon
 from textseg.safe_loading import load_safetensors
+from textseg.safe_saving import save_tensors
 from textseg.train.card import SCORES_FILE
 from textseg.train.cases import CaseFacts, Target, Words, read_index, read_words
 from textseg.train.checkpoint import BEST_FILE, STATE_FILE, find_best
@@ -82,11 +82,14 @@ def check_model_place(places: RunPlaces, *, overwrite: bool, own_plan: Path | No
     if overwrite or _is_written_by(places.run, places.model):
         return
     plan_is_own = own_plan is not None and own_plan.resolve() == places.model.resolve()
-    names = (NETWORK_FILE,) if plan_is_own else (NETWORK_FILE, PLAN_FILE)
-    there = [name for name in names if (places.model / name).exists()]
+    _refuse_existing(places.model, (NETWORK_FILE,) if plan_is_own else (NETWORK_FILE, PLAN_FILE))
+
+
+def _refuse_existing(model: Path, names: Sequence[str]) -> None:
+    there = [name for name in names if (model / name).exists()]
     if there:
         raise OutputError(
-            f"A model is never replaced unasked, but {places.model} already holds {' and '.join(there)}. "
+            f"A model is never replaced unasked, but {model} already holds {' and '.join(there)}. "
             "Use --overwrite or another folder."
         )
 
@@ -169,14 +172,15 @@ def export_run(
         ModelError: the state's weights do not fit the run's plan.
         OutputError: the model's folder holds a model, or can't be written to.
     """
-    check_model_place(RunPlaces(model, run, run, run), overwrite=overwrite)
+    if not overwrite:
+        _refuse_existing(model, (NETWORK_FILE, PLAN_FILE))
     kept = _kept(run, last=last)
     network = merge_low_rank(_network(kept.plan, kept.weights, run))
     try:
         _write_beside(model, kept.plan, run)
         if float32:
             metadata = weights_metadata(kept.plan, kept.steps, _licence(run))
-            write_bytes(model / NETWORK_FILE, save(_as_float32(network.state_dict()), metadata))
+            save_tensors(_as_float32(network.state_dict()), metadata, model / NETWORK_FILE)
         else:
             save_model(network, kept.plan, model, kept.steps, _licence(run))
         _write_card(run, model, kept)

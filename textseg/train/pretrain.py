@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -26,6 +25,7 @@ from textseg.atomic import write_bytes, written_whole
 from textseg.device import Compute, fastest_type
 from textseg.errors import DatasetError, TextsegError
 from textseg.plan import PLAN_FILE, Plan, Triple, write_plan
+from textseg.safe_saving import save_tensors
 from textseg.train.blocks import BlockedArray, read_blocks
 from textseg.train.checkpoint import STATE_FILE
 from textseg.train.loop import groups_of, learning_rate
@@ -223,7 +223,7 @@ def save_pretrained(pretrained: Pretrained, plan: Plan, out: Path) -> None:
     state = pretrained.network.state_dict()
     weights = {name: value.cpu().contiguous() for name, value in state.items() if name.startswith(parts)}
     facts = {"plan": plan.name, "steps": str(pretrained.steps), "seed": str(plan.training.seed)}
-    write_bytes(out / ENCODER_FILE, save(weights, facts))
+    save_tensors(weights, facts, out / ENCODER_FILE)
     write_plan(plan, out / PLAN_FILE)
     write_bytes(out / PICTURE_FILE, picture(pretrained.shown))
 

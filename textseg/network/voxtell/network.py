@@ -15,6 +15,7 @@ from textseg.errors import ModelError, PromptError
 from textseg.network.build import Decoded, Features
 from textseg.network.voxtell.plan import ArchitecturePlan, VoxTellPlan, stride_to
 from textseg.plan import Triple
+from textseg.quick_layers import norm_and_rectify
 
 # The only size that neither the plan nor a tensor tells.
 ATTENTION_HEADS = 8
@@ -38,9 +39,9 @@ class ConvNorm(nn.Module):
         norm = plan.norm_op_kwargs
         self.norm = nn.InstanceNorm3d(channels_out, eps=norm.eps, affine=norm.affine)
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.norm(self.conv(x))
-        return out
+    def forward(self, x: Tensor, slope: float | None = None, added: Tensor | None = None) -> Tensor:
+        """What is to be added comes after the norm, and the leaky rectifier last, where a slope is given."""
+        return norm_and_rectify(self.conv(x), self.norm, slope, added)
 
 
 class ResidualBlock(nn.Module):
@@ -60,8 +61,8 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*skip)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.leaky_relu(self.conv1(x), self.slope, inplace=True)
-        return F.leaky_relu(self.conv2(inner) + self.skip(x), self.slope, inplace=True)
+        out: Tensor = self.conv2(self.conv1(x, self.slope), self.slope, self.skip(x))
+        return out
 
 
 class Stem(nn.Module):
@@ -72,7 +73,8 @@ class Stem(nn.Module):
         self.convs = nn.ModuleList([ConvNorm(plan, 1, width, kernel, bias=plan.conv_bias)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(self.convs[0](x), self.slope, inplace=True)
+        out: Tensor = self.convs[0](x, self.slope)
+        return out
 
 
 class EncoderStage(nn.Module):
@@ -186,9 +188,9 @@ class DecoderStage(nn.Module):
     def forward(self, upsampled: Tensor, skip_part: Tensor) -> Tensor:
         conv, norm = self._first.conv, self._first.norm
         x = F.conv3d(upsampled, conv.weight[:, : self.width], padding=self.padding)
-        x = F.leaky_relu(norm(x.add_(skip_part)), self.slope, inplace=True)
+        x = norm_and_rectify(x.add_(skip_part), norm, self.slope)
         for block in list(self.convs)[1:]:
-            x = F.leaky_relu(block(x), self.slope, inplace=True)
+            x = block(x, self.slope)
         return x
 
     @property
