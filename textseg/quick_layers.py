@@ -104,8 +104,7 @@ def norm_and_rectify(
         slope: below zero; None for no rectifier.
         added: like `x`.
     """
-    is_known = _is_map(x) and prod(x.shape[2:]) > 1 and not norm.track_running_stats
-    if not is_known or torch.is_grad_enabled():
+    if not can_be_quick(x) or prod(x.shape[2:]) < 2 or norm.track_running_stats:
         x = norm(x)
         x = x if added is None else x + added
         return x if slope is None else F.leaky_relu_(x, slope)
@@ -233,6 +232,12 @@ def _channels_last(x: Tensor) -> Tensor:
 def _three(size: Any) -> tuple[int, int, int]:
     x, y, z = (size,) * 3 if isinstance(size, int) else tuple(size) * (3 // len(size))
     return x, y, z
+
+
+def can_be_quick(x: Tensor) -> bool:
+    """Whether a map is one of those that are quicker here, and nobody learns, converts or compiles."""
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[attr-defined, no-untyped-call]
+    return _is_map(x) and not torch.is_grad_enabled() and not recorded
 
 
 def _has_onednn() -> bool:

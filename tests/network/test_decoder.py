@@ -52,6 +52,24 @@ def test_the_coarsest_features_reach_the_finest_trunk(plan, trunk):
     assert not torch.allclose(decoder(trunk)[0], decoder(changed)[0])
 
 
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+def test_folded_upsamplings_change_no_value(norm, plan, trunk, monkeypatch):
+    torch.manual_seed(3)
+    decoder = DecoderTrunk(plan.network.model_copy(update={"norm": norm})).eval()
+    with torch.no_grad():
+        before = decoder(trunk)
+        decoder.fold()
+        after = decoder(trunk)
+        for ours, theirs in zip(after, before, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+        # It is really the folded ones that answer: without its upsamplings it says the same.
+        assert all(folded is not None for folded in decoder._folded)
+        monkeypatch.setattr(nn.ConvTranspose3d, "forward", lambda *_: pytest.fail("not folded"))
+        decoder(trunk)
+    with pytest.raises(pytest.fail.Exception):
+        decoder(trunk)  # whoever learns needs the weights themselves
+
+
 @torch.no_grad()
 def test_blocks_of_the_trunk_begin_as_what_they_are_given(plan, trunk):
     torch.manual_seed(4)

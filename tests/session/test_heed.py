@@ -42,6 +42,15 @@ def test_what_is_far_off_keeps_its_values_to_the_bit(flat):
     assert not torch.equal(moved[:30], logits[:30])
 
 
+def test_what_lies_between_two_marks_that_reach_neither_keeps_its_values_to_the_bit():
+    logits, features = torch.full((90, 24, 20), -2.0), torch.zeros((4, 90, 24, 20))
+    clicks = [Point((5.0, 12.0, 10.0)), Point((85.0, 12.0, 10.0))]
+    moved = heed(logits, features, clicks, CUBE)
+    assert torch.equal(moved[28:62], logits[28:62])
+    assert moved[5, 12, 10] > 0
+    assert moved[85, 12, 10] > 0
+
+
 def test_not_this_takes_away(flat):
     _, features = flat
     moved = heed(torch.full(SHAPE, 3.0), features, [Point((5.0, 12.0, 10.0), positive=False)], CUBE)
@@ -102,6 +111,7 @@ def test_marks_at_the_border_and_of_thousands_of_voxels_are_fine(flat):
 
 def test_of_many_clicks_each_speaks_for_its_own_voxel():
     clicks = [(x, y, 10) for x in range(1, 30, 3) for y in range(1, 23, 3)]
-    voxels, signs = _heard([Point((float(x), float(y), float(z))) for x, y, z in clicks], SHAPE)
+    voxels, signs, spoken_by = _heard([Point((float(x), float(y), float(z))) for x, y, z in clicks], SHAPE)
     assert list(map(tuple, voxels.tolist())) == clicks
     assert (signs == 1).all()
+    assert spoken_by.tolist() == list(range(len(clicks)))

@@ -55,7 +55,7 @@ def heed(
         spacing_mm: along x, y, z; only their ratios count.
         above: the logit of the threshold.
     """
-    voxels, signs = _heard(marks, tuple(logits.shape))  # type: ignore[arg-type]
+    voxels, signs, spoken_by = _heard(marks, tuple(logits.shape))  # type: ignore[arg-type]
     if len(voxels) == 0:
         return logits
     places = torch.from_numpy(voxels).to(logits.device)
@@ -68,24 +68,32 @@ def heed(
     start = torch.tensor([part.start for part in box], device=logits.device)
     looks = _looks(finest[(slice(None), *box)].float())
     x, y, z = (part.stop - part.start for part in box)
-    flat = ((places - start) * torch.tensor([y * z, z, 1], device=logits.device)).sum(dim=1)
-    points = _joined((x, y, z), steps, looks)
-    known = points[flat]
+    points = _joined((x, y, z), steps, looks).view(x, y, z, -1)
+    known = points[tuple((places - start).T)]
     kernel = _kernel(known, known)
     kernel.diagonal().add_(NOISE)
     weights = torch.linalg.solve(kernel, error)
-    carried = torch.cat([_kernel(part, known) @ weights for part in torch.split(points, CHUNK)])
     moved = logits.clone()
-    moved[box] += carried.reshape(x, y, z)
+    for mark in np.unique(spoken_by):
+        # Each mark where it reaches: together they span most of a window, of which each fills a part.
+        own = np.flatnonzero(spoken_by == mark)
+        reached = _reached(voxels[own], steps, logits.shape)
+        within = tuple(slice(r.start - b.start, r.stop - b.start) for r, b in zip(reached, box, strict=True))
+        around = points[within].reshape(-1, points.shape[-1])
+        carried = [_kernel(part, known[own]) @ weights[own] for part in torch.split(around, CHUNK)]
+        part = moved[reached]
+        part += torch.cat(carried).view(part.shape)
     return moved
 
 
-def _heard(marks: Sequence[Interaction], shape: Shape) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Voxels (n, 3) that marks speak of, no voxel twice, and what each is to be: 1 or -1."""
+def _heard(
+    marks: Sequence[Interaction], shape: Shape
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.int64]]:
+    """Voxels (n, 3) that marks speak of, no voxel twice, what each is to be, 1 or -1, and by which mark."""
     drawn = [mark for mark in marks if not isinstance(mark, Region)]
     most = max(1, min(MOST_OF_A_MARK, MOST // max(1, len(drawn))))
-    heard: dict[tuple[int, ...], float] = {}
-    for mark in drawn[-MOST:]:
+    heard: dict[tuple[int, ...], tuple[float, int]] = {}
+    for number, mark in enumerate(drawn[-MOST:]):
         if isinstance(mark, Point):
             voxels = np.floor(np.array(mark.position) + 0.5).astype(np.int64) + AROUND
         else:
@@ -93,9 +101,11 @@ def _heard(marks: Sequence[Interaction], shape: Shape) -> tuple[NDArray[np.int64
         voxels = voxels[((voxels >= 0) & (voxels < shape)).all(axis=1)]
         if len(voxels) > most:
             voxels = voxels[np.linspace(0, len(voxels) - 1, most).round().astype(int)]
-        heard.update(dict.fromkeys(map(tuple, voxels.tolist()), 1.0 if mark.positive else -1.0))
+        said = (1.0 if mark.positive else -1.0, number)
+        heard.update(dict.fromkeys(map(tuple, voxels.tolist()), said))
     places = np.array(list(heard), np.int64).reshape(-1, 3)
-    return places, np.array(list(heard.values()), np.float32)
+    signs = np.array([sign for sign, _ in heard.values()], np.float32)
+    return places, signs, np.array([number for _, number in heard.values()], np.int64)
 
 
 def _reached(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from textseg.plan import Kernel, Triple
+from textseg.quick_layers import norm_and_rectify
 
 Norm = Literal["batch", "instance"]
 CUBE: Kernel = (3, 3, 3)
@@ -122,8 +123,11 @@ class ConvNormAct(nn.Module):
         self.act = nn.LeakyReLU(0.01, inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.norm(self.conv(x)))
-        return out
+        return self.finish(self.conv(x))
+
+    def finish(self, x: Tensor) -> Tensor:
+        """What follows the convolution, of a map that nobody else needs."""
+        return _normed_and_rectified(x, self.norm, self.act)
 
 
 class ResidualBlock(nn.Module):
@@ -145,8 +149,19 @@ class ResidualBlock(nn.Module):
         self.shortcut = _shortcut(channels_in, channels_out, norm, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.act(self.norm(self.conv(self.first(x))) + self.shortcut(x))
-        return out
+        inner = self.conv(self.first(x))
+        return _normed_and_rectified(inner, self.norm, self.act, self.shortcut(x))
+
+
+def _normed_and_rectified(
+    x: Tensor, norm: nn.Module, act: nn.LeakyReLU, added: Tensor | None = None
+) -> Tensor:
+    """What a convolution gave, which nobody else needs, through its norm, a sum and the rectifier."""
+    if isinstance(norm, nn.InstanceNorm3d):
+        return norm_and_rectify(x, norm, act.negative_slope, added)
+    normed = norm(x)
+    out: Tensor = act(normed if added is None else normed + added)
+    return out
 
 
 def _shortcut(channels_in: int, channels_out: int, norm: Norm, stride: Triple) -> nn.Module:

@@ -116,11 +116,15 @@ def count_parameters(network: nn.Module) -> int:
 
 
 def for_inference(network: TextPromptedNetwork, device: torch.device) -> TextPromptedNetwork:
-    """The network on its device, folded and channels-last: faster, and the same values.
+    """The network on its device, folded and channels-last: faster, and the same values up to rounding.
+
+    Weights that are loaded into it later have no effect on what was folded.
 
     Channels-last made a bfloat16 3D convolution 1.5 times faster on a processor with AVX-512.
     """
     folded = fold_batch_norm(network).to(device)
+    if device.type == "cpu":
+        folded.trunk.fold()
     return folded.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload, no-any-return]
 
 

@@ -13,13 +13,16 @@ of a prompt's own: it then refines the logits of the scale below by one dynamic 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from textseg.folded_upsampling import FoldedUpsampling, is_worth_folding
 from textseg.network.blocks import ConvNormAct, ResidualBlock, make_conv
 from textseg.network.text_fusion import Query
 from textseg.plan import NetworkPlan, Triple
+from textseg.quick_layers import can_be_quick
 
 
 class DecoderTrunk(nn.Module):
@@ -47,12 +50,25 @@ class DecoderTrunk(nn.Module):
                 # It begins as what it is given, so that a trained trunk may get blocks.
                 nn.init.zeros_(block.norm.weight)  # type: ignore[arg-type]
             self.blocks.append(nn.Sequential(*blocks))
+        self._folded: list[FoldedUpsampling | None] = [None] * len(self.ups)
+
+    def fold(self) -> None:
+        """Fold upsamplings into the convolutions after them where that is less work, as weights are now."""
+        pairs = zip(self.ups, self.merges, strict=True)
+        self._folded = [
+            FoldedUpsampling(up, merge.conv) if is_worth_folding(up, merge.conv) else None
+            for up, merge in cast(Iterator[tuple[nn.ConvTranspose3d, ConvNormAct]], pairs)
+        ]
 
     def forward(self, features: list[Tensor], skipped: int = 0) -> list[Tensor]:
         x = features[-1]
         trunk = [x]
         for stage in reversed(range(skipped, len(self.ups))):
-            x = self.merges[stage](torch.cat([self.ups[stage](x), features[stage]], dim=1))
+            folded, merge = self._folded[stage], cast(ConvNormAct, self.merges[stage])
+            if folded is not None and can_be_quick(x):
+                x = merge.finish(folded(x, features[stage]))
+            else:
+                x = merge(torch.cat([self.ups[stage](x), features[stage]], dim=1))
             x = self.blocks[stage](x)
             trunk.insert(0, x)
         return trunk
