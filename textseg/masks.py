@@ -82,8 +82,11 @@ def combine(
         best = np.argmax(np.where(unpacked, certainties, -np.inf), axis=0)
         labels[:] = np.where(unpacked.any(axis=0), best + 1, 0)
         return labels
+    sizes = masks.sizes() if isinstance(masks, PackedMasks) else np.count_nonzero(masks, axis=(1, 2, 3))
     # One after the other, since packed masks are many.
-    sizes = np.array([np.count_nonzero(mask) for mask in masks], np.int64)
-    for index in np.argsort(-sizes, kind="stable"):
-        labels[masks[index]] = index + 1
+    for index in np.argsort(-np.asarray(sizes), kind="stable"):
+        mask = masks[index]
+        box = bounding_box(mask)
+        if box is not None:
+            labels[box.slices][mask[box.slices]] = index + 1
     return labels

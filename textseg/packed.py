@@ -69,6 +69,10 @@ class PackedMasks(NDArrayOperatorsMixin):
         flags = np.unpackbits(self.bits[prompt], axis=-1, count=self.bits_shape[2], bitorder="little")
         return np.ascontiguousarray(self.order.inverse().apply(flags.view(np.bool_)))
 
+    def sizes(self) -> NDArray[np.int64]:
+        """How many voxels each mask has, (prompts,)."""
+        return np.array([np.bitwise_count(bits).sum(dtype=np.int64) for bits in self.bits], np.int64)
+
     def __len__(self) -> int:
         return len(self.bits)
 

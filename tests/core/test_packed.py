@@ -38,6 +38,7 @@ def test_masks_come_back_whatever_way_their_bits_lie(masks, order):
         assert mask.dtype == bool
         assert mask.flags.c_contiguous
         assert np.array_equal(mask, masks[prompt])
+    assert packed.sizes().tolist() == masks.sum(axis=(1, 2, 3)).tolist()
 
 
 def test_it_is_an_array_wherever_one_is_wanted(masks):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textseg.errors import OutputError
-from textseg.geometry import Geometry
+from textseg.geometry import Geometry, bounding_box
 from textseg.scan.formats import Names, ending_of
 from textseg.scan.itk import write_metaimage, write_nrrd
 from textseg.scan.nifti import write_mgh, write_nifti
@@ -64,7 +64,8 @@ def write_mask(
             f"A mask must be True and False or 0 and 1, got {values.dtype} with other values. "
             "Threshold it, or write a label map."
         )
-    _write(Path(path), values.astype(np.uint8, copy=False), like, file, names=None)
+    plain = values.view(np.uint8) if values.dtype == np.bool_ else values.astype(np.uint8, copy=False)
+    _write(Path(path), plain, like, file, names=None)
 
 
 def write_label_map(
@@ -118,7 +119,25 @@ def _write(
     writer = WRITERS.get(ending_of(path.name) or "")
     if writer is None:
         raise OutputError(f"A mask's name must end in one of {', '.join(WRITERS)}, got {path.name}.")
-    _write_whole(path, lambda target: writer(target, values, geometry, file, names))
+    turned = _x_fastest(values)
+    _write_whole(path, lambda target: writer(target, turned, geometry, file, names))
+
+
+def _x_fastest(values: NDArray[Any]) -> NDArray[Any]:
+    """The same values (x, y, z) in the order that all formats keep them, x fastest.
+
+    Plane by plane, which a processor's cache holds, and only where something is: turning all of
+    512 × 512 × 400 labels takes a second.
+    """
+    if values.flags.f_contiguous:
+        return values
+    turned = np.zeros(values.shape, values.dtype, order="F")
+    box = bounding_box(values != 0)
+    if box is not None:
+        x, rows, z = box.slices
+        for y in range(rows.start, rows.stop):
+            turned[x, y, z] = values[x, y, z]
+    return turned
 
 
 def _write_whole(path: Path, write: Callable[[Path], None]) -> None:
