@@ -120,10 +120,12 @@ def _reached(
 
 def _looks(features: Tensor) -> Tensor:
     """(voxels, channels) whose squared distances are mean squared differences in standard deviations."""
-    flat = features.flatten(1)
-    spread, mean = torch.std_mean(flat, dim=1, correction=0, keepdim=True)
-    looks: Tensor = (flat - mean) / (spread.clamp_min(1e-6) * len(flat) ** 0.5)
-    return looks.T
+    # Channels lie together: sums along them are four times as slow.
+    voxels = features.permute(1, 2, 3, 0).flatten(0, 2)
+    apart = voxels - voxels.mean(dim=0)
+    spread = apart.square().mean(dim=0).sqrt()
+    looks: Tensor = apart / (spread.clamp_min(1e-6) * len(features) ** 0.5)
+    return looks
 
 
 def _joined(shape: Shape, steps: NDArray[np.float64], looks: Tensor) -> Tensor:

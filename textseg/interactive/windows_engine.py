@@ -34,6 +34,7 @@ from textseg.network.build import Features
 from textseg.network.spatial_prompts import Interaction, Lasso, Point, Region, Scribble, draw_maps
 from textseg.plan import Millimetres
 from textseg.prepare import prepare, restore_mask
+from textseg.quick_layers import quick_layers
 from textseg.resample import resample
 from textseg.volume import Modality, Volume
 
@@ -202,7 +203,7 @@ class WindowsEngine:
         """A window's logits (x, y, z) and presence; `marks` are those in it, in its voxels."""
         compute = self.segmenter.compute
         spatial = None if maps is None else maps[None, None].to(compute.device)
-        with compute.autocast():
+        with compute.autocast(), quick_layers(compute):
             features = self.cache.get((grid.spacing_mm, grid.coarser, index), self._encoder(grid, index))
             if compute.dtype == torch.float32:
                 features = Features(features.coarsest.float(), tuple(each.float() for each in features.trunk))
