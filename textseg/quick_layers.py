@@ -104,7 +104,9 @@ def norm_and_rectify(
         slope: below zero; None for no rectifier.
         added: like `x`.
     """
-    if not can_be_quick(x) or prod(x.shape[2:]) < 2 or norm.track_running_stats:
+    # Whoever hooked the norm wants to be called.
+    hooked = bool(norm._forward_pre_hooks or norm._forward_hooks)
+    if not can_be_quick(x) or prod(x.shape[2:]) < 2 or norm.track_running_stats or hooked:
         x = norm(x)
         x = x if added is None else x + added
         return x if slope is None else F.leaky_relu_(x, slope)

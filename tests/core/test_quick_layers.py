@@ -171,3 +171,9 @@ def test_one_pass_leaves_other_types_to_torch():
     found = quick.norm_and_rectify(x, norm, 0.2, added)
     assert torch.equal(found, F.leaky_relu(norm(before) + added, 0.2))
     assert torch.equal(x, before)
+
+
+def test_a_norm_that_somebody_hooked_is_called():
+    norm, x = nn.InstanceNorm3d(4, affine=True), torch.randn(1, 4, 5, 6, 7).contiguous(memory_format=LAST)
+    norm.register_forward_hook(lambda module, inputs, normed: torch.full_like(normed, -1.0))
+    assert torch.equal(quick.norm_and_rectify(x, norm, 0.25), torch.full_like(x, -0.25))
