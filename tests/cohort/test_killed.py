@@ -51,7 +51,7 @@ def wait_until_done(run: subprocess.Popen[str], count: int) -> None:
 
 
 def wait_for_slow(run: subprocess.Popen[str], out: Path) -> None:
-    """Read what a run shows until only the scan that never ends is at work, and those that wait behind it."""
+    """Read what a run shows until the scan that never ends is at work and few others are left."""
     wait_until_done(run, SCANS - WORKER_THREADS)
     deadline = time.monotonic() + 60
     while not (out.parent / "slow.began").exists():

@@ -79,10 +79,10 @@ def heed(
         own = np.flatnonzero(spoken_by == mark)
         reached = _reached(voxels[own], steps, logits.shape)
         within = tuple(slice(r.start - b.start, r.stop - b.start) for r, b in zip(reached, box, strict=True))
-        around = points[within].reshape(-1, points.shape[-1])
-        carried = [_kernel(part, known[own]) @ weights[own] for part in torch.split(around, CHUNK)]
-        part = moved[reached]
-        part += torch.cat(carried).view(part.shape)
+        around = points[within]
+        parts = torch.split(around.flatten(0, 2), CHUNK)
+        carried = torch.cat([_kernel(part, known[own]) @ weights[own] for part in parts])
+        moved[reached] += carried.view(around.shape[:3])
     return moved
 
 
