@@ -64,6 +64,20 @@ class Box:
         stop = _three(max(min(b, n), a) for b, n, a in zip(self.stop, shape, start, strict=True))
         return Box(start, stop)
 
+    def reordered(self, order: AxisOrder, shape: Shape) -> Box:
+        """The same voxels in a grid whose axes are in another order.
+
+        Args:
+            shape: of the grid as it was, from whose ends flipped axes count.
+        """
+        ends = [
+            (shape[axis] - self.stop[axis], shape[axis] - self.start[axis])
+            if flipped
+            else (self.start[axis], self.stop[axis])
+            for axis, flipped in zip(order.axes, order.flipped, strict=True)
+        ]
+        return Box(_three(start for start, _ in ends), _three(stop for _, stop in ends))
+
 
 def bounding_box(mask: NDArray[np.bool_]) -> Box | None:
     """The smallest box that holds every true voxel of a mask (x, y, z); None for an empty mask.

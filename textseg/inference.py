@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,12 @@ from textseg.network.build import PromptableNetwork, for_inference
 from textseg.network.nnunet import NnunetModel
 from textseg.network.voxtell.model import VoxTellModel
 from textseg.network.weights import load_network
-from textseg.packed import PackedMasks
+from textseg.packed import PackedMasks, within
 from textseg.plan import Millimetres, Plan
 from textseg.prepare import ChannelSource, Prepared, join_channels, prepare
 from textseg.prompts import Prompt, understand
-from textseg.result import NO_MASK, Found, ModalitySource, Segmentation, describe_mask
+from textseg.prompts.pieces import is_one_piece
+from textseg.result import NO_MASK, Found, ModalitySource, Segmentation, describe_within
 from textseg.scan import check_voxels, read_scan
 from textseg.sliding import (
     Batches,
@@ -46,6 +47,7 @@ from textseg.sliding import (
     segment_windows,
     windows_of,
 )
+from textseg.stray import drop_stray_parts
 from textseg.volume import Modality, Volume, guess_modality
 from textseg.window_sources import ScanWindows, scan_windows
 from textseg.windows import window_shape
@@ -168,14 +170,16 @@ class Segmenter:
         prompts: str | Sequence[str],
         *,
         modality: Modality | None = None,
-        clean_up: bool = False,
+        clean_up: bool | None = None,
         progress: Progress = lambda stage, done, of: None,
     ) -> Segmentation:
         """Segment one scan.
 
         Args:
             scan, prompts, modality: as for `segment`.
-            clean_up: keep only the largest connected part of each mask and fill its holes.
+            clean_up: keep only the largest connected part of each mask and fill its holes. None drops what
+                the plan calls stray: small parts of structures that are one piece; False leaves masks as
+                they are.
             progress: called with the stage in words, the steps done and all steps.
 
         Raises:
@@ -192,7 +196,7 @@ class Segmenter:
         scan: ScanLike,
         prompts: str | Sequence[str],
         modality: Modality | None,
-        clean_up: bool,
+        clean_up: bool | None,
         progress: Progress,
     ) -> Segmentation:
         began = time.monotonic()
@@ -204,18 +208,21 @@ class Segmenter:
         else:
             answer = self._foreign(given.volume, understood, self.compute, progress)
         masks = answer.masks
+        stray: dict[int, int] = {}
         if clean_up:
             masks = _cleaned_up(masks, self.compute.device)
+        elif clean_up is None and isinstance(masks, PackedMasks) and self._foreign is None:
+            stray = self._without_stray_parts(masks, understood, given.volume)
         return Segmentation(
             masks=masks,
-            found=self._found(given.volume, understood, masks, answer),
+            found=self._found(given.volume, understood, masks, answer, stray),
             volume=given.volume,
             modality=given.modality,
             modality_from=given.modality_from,
             model=self.model,
             compute=str(self.compute),
             seconds=time.monotonic() - began,
-            clean_up=clean_up,
+            clean_up=bool(clean_up),
             channels=given.channels,
             memory=answer.memory,
             shortcuts=answer.shortcuts,
@@ -353,23 +360,44 @@ class Segmenter:
             shared.setdefault((group.spacing_mm, mirrored), []).append(index)
         return shared
 
+    def _without_stray_parts(
+        self, masks: PackedMasks, prompts: Sequence[Prompt], volume: Volume
+    ) -> dict[int, int]:
+        """Drop the stray parts of masks that should be one piece; gives how many voxels each of them lost."""
+        least = self.plan.masks.smallest_part
+        voxel_mm = volume.geometry.canonical().spacing_mm
+        dropped = {}
+        for index, prompt in enumerate(prompts):
+            if least and is_one_piece(prompt):
+                seen_mm = self.plan.spacing_for(prompt.group)
+                cell = [max(1, round(s / v)) for s, v in zip(seen_mm, voxel_mm, strict=True)]
+                dropped[index] = drop_stray_parts(masks, index, cell, least)
+        return dropped
+
     def _found(
         self,
         volume: Volume,
         prompts: Sequence[Prompt],
         masks: NDArray[np.bool_] | PackedMasks,
         answer: MaskAnswer,
+        stray: Mapping[int, int],
     ) -> tuple[Found, ...]:
-        """What was found of each prompt; masks of a few voxels are emptied."""
+        """What was found of each prompt; masks of a few voxels are emptied.
+
+        Args:
+            stray: the voxels that some masks lost as stray parts.
+        """
         found = []
-        for index, (prompt, mask) in enumerate(zip(prompts, masks, strict=True)):
-            facts, too_small_ml = describe_mask(mask, volume.geometry), None
+        for index, prompt in enumerate(prompts):
+            place, too_small_ml = within(masks, index), None
+            facts = NO_MASK if place is None else describe_within(*place, volume.geometry)
             if 0 < facts.volume_ml < self._least_ml(prompt):
                 assert isinstance(masks, PackedMasks)
                 masks.clear(index)
                 facts, too_small_ml = NO_MASK, facts.volume_ml
             score, asked = float(answer.presence[index]), answer.asked[index]
-            found.append(Found(prompt, score, facts, asked, too_small_ml))
+            stray_ml = stray.get(index, 0) * volume.geometry.voxel_volume_mm3 / 1000
+            found.append(Found(prompt, score, facts, asked, too_small_ml, stray_ml))
         return tuple(found)
 
     def _least_ml(self, prompt: Prompt) -> float:

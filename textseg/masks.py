@@ -15,7 +15,7 @@ from torch import Tensor
 
 from textseg.device import tried
 from textseg.geometry import bounding_box
-from textseg.packed import PackedMasks
+from textseg.packed import PackedMasks, within
 
 Mask = NDArray[np.bool_]
 
@@ -85,8 +85,8 @@ def combine(
     sizes = masks.sizes() if isinstance(masks, PackedMasks) else np.count_nonzero(masks, axis=(1, 2, 3))
     # One after the other, since packed masks are many.
     for index in np.argsort(-np.asarray(sizes), kind="stable"):
-        mask = masks[index]
-        box = bounding_box(mask)
-        if box is not None:
-            labels[box.slices][mask[box.slices]] = index + 1
+        found = within(masks, int(index))
+        if found is not None:
+            box, inside = found
+            labels[box.slices][inside] = index + 1
     return labels

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from textseg.geometry import AxisOrder, Box, Shape
+from textseg.geometry import AxisOrder, Box, Shape, bounding_box
 
 Mask = NDArray[np.bool_]
 SAME_ORDER = AxisOrder((0, 1, 2), (False, False, False))
@@ -69,6 +69,37 @@ class PackedMasks(NDArrayOperatorsMixin):
         flags = np.unpackbits(self.bits[prompt], axis=-1, count=self.bits_shape[2], bitorder="little")
         return np.ascontiguousarray(self.order.inverse().apply(flags.view(np.bool_)))
 
+    def cropped(self, prompt: int) -> tuple[Box, Mask] | None:
+        """The smallest box of the bits' grid (u, v, w) that holds a mask, and the mask in it; None if empty.
+
+        What lies around is looked at as bytes of eight voxels and never unpacked: most of a scan is empty.
+        """
+        bits = self.bits[prompt]
+        outer = bounding_box(bits != 0)
+        if outer is None:
+            return None
+        u, v, w = outer.slices
+        # Bits beyond the last voxel are 0.
+        flags = np.unpackbits(bits[u, v, w], axis=-1, bitorder="little").view(np.bool_)
+        inner = bounding_box(flags)
+        assert inner is not None, "a byte that is not 0 has a bit that is set"
+        return inner.moved((outer.start[0], outer.start[1], 8 * outer.start[2])), flags[inner.slices]
+
+    def within(self, prompt: int) -> tuple[Box, Mask] | None:
+        """The smallest box (x, y, z) that holds a prompt's mask, and the mask in it; None if it is empty."""
+        found = self.cropped(prompt)
+        if found is None:
+            return None
+        back = self.order.inverse()
+        return found[0].reordered(back, self.bits_shape), back.apply(found[1])
+
+    def keep(self, prompt: int, box: Box, mask: Mask) -> None:
+        """Another mask for a prompt, which is set nowhere but in a box of the bits' grid (u, v, w)."""
+        self.clear(prompt)
+        before = box.start[2] % 8
+        start = box.start[0], box.start[1], box.start[2] - before
+        self.put(prompt, Box(start, box.stop), np.pad(mask, ((0, 0), (0, 0), (before, 0))))
+
     def sizes(self) -> NDArray[np.int64]:
         """How many voxels each mask has, (prompts,)."""
         return np.array([np.bitwise_count(bits).sum(dtype=np.int64) for bits in self.bits], np.int64)
@@ -106,6 +137,14 @@ class PackedMasks(NDArrayOperatorsMixin):
         if name.startswith("_") or "bits" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.__array__(), name)
+
+
+def within(masks: Mask | PackedMasks, index: int) -> tuple[Box, Mask] | None:
+    """A mask's smallest box (x, y, z) and what lies in it, None for an empty one; packed masks stay so."""
+    if isinstance(masks, PackedMasks):
+        return masks.within(index)
+    box = bounding_box(masks[index])
+    return None if box is None else (box, masks[index][box.slices])
 
 
 def joined(parts: Sequence[NDArray[np.bool_] | PackedMasks]) -> NDArray[np.bool_] | PackedMasks:

@@ -157,10 +157,15 @@ class WindowPlan(Part):
 
 
 class MaskPlan(Part):
-    """From logits to masks: the threshold on the probability, the score below which nothing is reported."""
+    """From logits to masks.
+
+    threshold: on the probability. presence: the score below which nothing is reported. smallest_part: of a
+    structure that is one piece, parts of less than this share of the largest one are dropped; 0 for none.
+    """
 
     threshold: float = Field(gt=0, lt=1)
     presence: float = Field(ge=0, le=1)
+    smallest_part: float = Field(default=0.0, ge=0, le=1)
 
 
 class TrainingPlan(Part):

@@ -56,6 +56,7 @@ class Found:
 
     asked: the words or the label that the network was asked for; None for those that were understood.
     too_small_ml: the volume of a mask of so few voxels that it was emptied; None where it was not.
+    stray_ml: the volume of parts that lay apart from an organ that is one piece, and were dropped.
     """
 
     prompt: Prompt
@@ -63,6 +64,7 @@ class Found:
     mask: MaskFacts
     asked: str | None = None
     too_small_ml: float | None = None
+    stray_ml: float = 0.0
 
     @property
     def is_there(self) -> bool:
@@ -233,37 +235,39 @@ class Segmentation:
 def describe_mask(mask: NDArray[np.bool_], geometry: Geometry) -> MaskFacts:
     """Volume, centroid and axis-parallel box, in the world, of a mask (x, y, z)."""
     box = bounding_box(mask)
-    if box is None:
-        return NO_MASK
-    voxels = int(mask[box.slices].sum())
-    centroid = geometry.to_world(_mean_index(mask, box))
-    low, high = _world_extent(mask, box, geometry)
+    return NO_MASK if box is None else describe_within(box, mask[box.slices], geometry)
+
+
+def describe_within(box: Box, inside: NDArray[np.bool_], geometry: Geometry) -> MaskFacts:
+    """The same of a mask that is known in a box (x, y, z) alone; at least one voxel of it is set."""
+    columns = np.count_nonzero(inside, axis=2)
+    planes = np.count_nonzero(inside, axis=(0, 1))
+    voxels = int(planes.sum())
+    middle = [
+        float(np.average(np.arange(len(counts)) + start, weights=counts))
+        for counts, start in zip((columns.sum(axis=1), columns.sum(axis=0), planes), box.start, strict=True)
+    ]
+    low, high = _world_extent(box, inside, columns > 0, geometry)
     volume_ml = voxels * geometry.voxel_volume_mm3 / 1000
-    return MaskFacts(voxels, volume_ml, _rounded(centroid), (_rounded(low), _rounded(high)))
-
-
-def _mean_index(mask: NDArray[np.bool_], box: Box) -> list[float]:
-    """The mean voxel index along each axis, from counts a plane: a list of voxels may be gigabytes."""
-    inside = mask[box.slices]
-    means = []
-    for axis in range(3):
-        counts = inside.sum(axis=tuple(other for other in range(3) if other != axis))
-        means.append(float(np.average(np.arange(len(counts)) + box.start[axis], weights=counts)))
-    return means
+    return MaskFacts(voxels, volume_ml, _rounded(geometry.to_world(middle)), (_rounded(low), _rounded(high)))
 
 
 def _world_extent(
-    mask: NDArray[np.bool_], box: Box, geometry: Geometry
+    box: Box, inside: NDArray[np.bool_], filled: NDArray[np.bool_], geometry: Geometry
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The lowest and highest world position of the mask's voxel centres, plane by plane."""
-    lows, highs = [], []
-    for x in range(box.start[0], box.stop[0]):
-        y, z = np.nonzero(mask[x])
-        if y.size:
-            world = geometry.to_world(np.stack([np.full(y.shape, x), y, z], axis=1))
-            lows.append(world.min(axis=0))
-            highs.append(world.max(axis=0))
-    return np.min(lows, axis=0), np.max(highs, axis=0)
+    """The lowest and highest world position of the mask's voxel centres.
+
+    Along each column of voxels one of its two ends lies lowest, whatever the grid's direction.
+
+    Args:
+        filled: (x, y) the columns along the last axis that hold a voxel of the mask.
+    """
+    x, y = np.nonzero(filled)
+    first = inside.argmax(axis=2)[x, y]
+    last = inside.shape[2] - 1 - inside[..., ::-1].argmax(axis=2)[x, y]
+    ends = np.concatenate([np.stack([x, y, z], axis=1) for z in (first, last)])
+    world = geometry.to_world(ends + box.start)
+    return world.min(axis=0), world.max(axis=0)
 
 
 def _write_json(path: Path, document: dict[str, Any]) -> None:
@@ -319,6 +323,7 @@ def _prompt_facts(found: Found, file: str | None) -> dict[str, Any]:
         "presence": round(found.presence, 4),
         "found": found.is_there,
         "too_small_ml": None if found.too_small_ml is None else round(found.too_small_ml, 4),
+        "stray_ml": round(found.stray_ml, 4),
         "voxels": mask.voxels,
         "volume_ml": round(mask.volume_ml, 3),
         "centroid_mm": mask.centroid_mm,

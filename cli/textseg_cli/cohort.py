@@ -160,8 +160,13 @@ Formats = Annotated[
     ),
 ]
 CleanUp = Annotated[
-    bool,
-    typer.Option("--clean-up", help="Keep the largest part of a mask, fill its holes.", rich_help_panel=HOW),
+    bool | None,
+    typer.Option(
+        "--clean-up/--no-clean-up",
+        help="Keep the largest part of a mask, fill its holes; or leave masks as they are. By default small "
+        "stray parts of organs that are one piece are dropped, where the model's plan says so.",
+        rich_help_panel=HOW,
+    ),
 ]
 WriteEmpty = Annotated[
     bool,
@@ -253,7 +258,7 @@ def run(
     cluster: Cluster = None,
     cluster_option: ClusterOption = None,
     backend: BackendOption = BackendChoice.TORCH,
-    clean_up: CleanUp = False,
+    clean_up: CleanUp = None,
     formats: Formats = None,
     ids: Ids = IdsChoice.HASH,
     write_empty: WriteEmpty = False,
@@ -400,7 +405,7 @@ def _sources_and_prompts(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _settings(
     formats: Sequence[CohortFormat] | None,
-    clean_up: bool,
+    clean_up: bool | None,
     write_empty: bool,
     no_preview: bool,
     ids: IdsChoice,

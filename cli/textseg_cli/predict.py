@@ -137,11 +137,14 @@ def predict(
         ),
     ] = None,
     clean_up: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--clean-up", help="Keep the largest part of a mask, fill its holes.", rich_help_panel=HOW
+            "--clean-up/--no-clean-up",
+            help="Keep the largest part of a mask, fill its holes; or leave masks as they are. By default "
+            "small stray parts of organs that are one piece are dropped, where the model's plan says so.",
+            rich_help_panel=HOW,
         ),
-    ] = False,
+    ] = None,
     sides: Annotated[
         bool,
         typer.Option(

@@ -221,13 +221,39 @@ def test_cleaning_up_keeps_the_largest_part_and_fills_it(segmenter, bright, houn
     voxels = hounsfield.copy()
     voxels[22:25, 5:8, 14:17] = 900
     voxels[9:12, 17:21, 7:10] = 40
-    raw = segmenter(Volume(voxels, geometry), "brain")
+    raw = segmenter(Volume(voxels, geometry), "brain", clean_up=False)
     clean = segmenter(Volume(voxels, geometry), "brain", clean_up=True)
     assert raw.masks[0, 23, 6, 15]
     assert not raw.masks[0, 10, 19, 8]
     assert not clean.masks[0, 23, 6, 15]
     assert clean.masks[0, 10, 19, 8]
     assert clean.record()["clean_up"]
+
+
+def test_stray_parts_of_one_organ_are_dropped_where_the_plan_says_so(segmenter, monkeypatch, volume):
+    def blocks(network, image, text, *rest):
+        logits = torch.full((len(text), *image.shape[1:]), -10.0)
+        logits[:, 2:8, 2:8, 2:8] = 10
+        logits[:, -3:, -3:, -3:] = 10
+        return Answer(logits, torch.full((len(text),), 0.9))
+
+    monkeypatch.setattr("textseg.inference.segment_windows", blocks)
+    words = ["liver", "liver tumor"]
+
+    def dropped_below(share):
+        masks = segmenter.plan.masks.model_copy(update={"smallest_part": share})
+        segmenter.plan = segmenter.plan.model_copy(update={"masks": masks})
+        return segmenter(volume, words)
+
+    every, kept = dropped_below(0.0), dropped_below(0.2)
+    assert 0 < kept.masks[0].sum() < every.masks[0].sum()
+    assert not (kept.masks[0] & ~every.masks[0]).any()
+    assert np.array_equal(kept.masks[1], every.masks[1])
+    liver, tumour = kept.record()["prompts"]
+    lost_ml = (every.masks[0].sum() - kept.masks[0].sum()) * volume.geometry.voxel_volume_mm3 / 1000
+    assert liver["stray_ml"] == pytest.approx(lost_ml, abs=1e-4)
+    assert tumour["stray_ml"] == every.record()["prompts"][0]["stray_ml"] == 0
+    assert np.array_equal(segmenter(volume, words, clean_up=False).masks, every.masks)
 
 
 # ---- modality, progress, record ----

@@ -8,7 +8,7 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from textseg.geometry import AxisOrder, Box
+from textseg.geometry import AxisOrder, Box, bounding_box
 from textseg.packed import PackedMasks, joined
 
 SHAPE = (5, 11, 19)
@@ -39,6 +39,33 @@ def test_masks_come_back_whatever_way_their_bits_lie(masks, order):
         assert mask.flags.c_contiguous
         assert np.array_equal(mask, masks[prompt])
     assert packed.sizes().tolist() == masks.sum(axis=(1, 2, 3)).tolist()
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_a_mask_is_had_within_its_box_alone(masks, order):
+    masks[1] = False
+    masks[1, 2:4, 1:9, 3:17] = np.random.default_rng(2).random((2, 8, 14)) > 0.8
+    masks[2] = False
+    packed = packed_of(masks, order)
+    for prompt in (0, 1):
+        box, inside = packed.within(prompt)
+        assert box == bounding_box(masks[prompt])
+        assert np.array_equal(inside, masks[prompt][box.slices])
+    assert packed.within(2) is None
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=str)
+def test_a_part_of_a_mask_is_kept(masks, order):
+    masks[1] = False
+    masks[1, 2:4, 1:9, 3:17] = True
+    packed = packed_of(masks, order)
+    box, inside = packed.cropped(1)
+    kept = np.random.default_rng(3).random(inside.shape) > 0.5
+    packed.keep(1, box, kept)
+    wanted = masks.copy()
+    wanted[1] = False
+    order.apply(wanted[1])[box.slices] = kept
+    assert np.array_equal(packed, wanted)
 
 
 def test_it_is_an_array_wherever_one_is_wanted(masks):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from textseg.errors import GeometryError, OutputError
-from textseg.geometry import AxisOrder, Geometry
+from textseg.geometry import AxisOrder, Geometry, bounding_box
 from textseg.lettering import font_for
 from textseg.packed import PackedMasks
 from textseg.report import preview
@@ -193,25 +193,31 @@ def test_colours_stay_distinct_beyond_the_chosen_ones() -> None:
     assert len(set(colours)) == 30
 
 
+def centre_of(mask: NDArray[np.bool_], geometry: Geometry) -> tuple[int, int, int]:
+    box = bounding_box(mask)
+    assert box
+    return preview._centre_of(mask, box, geometry)
+
+
 def test_planes_meet_the_mask_even_where_its_centre_of_mass_does_not() -> None:
     two = np.zeros(SHAPE, dtype=bool)
     two[2:5, 4:9, 3:8] = True
     two[24:28, 4:9, 3:8] = True
-    assert two[preview._centre_of(two, straight())]
+    assert two[centre_of(two, straight())]
     ring = np.zeros(SHAPE, dtype=bool)
     ring[6, 4:15, 3:12] = True
     ring[6, 6:13, 5:10] = False
-    assert ring[preview._centre_of(ring, straight())]
+    assert ring[centre_of(ring, straight())]
     ball = np.zeros(SHAPE, dtype=bool)
     ball[4:9, 10:15, 5:10] = True
-    assert preview._centre_of(ball, straight()) == (6, 12, 7)
+    assert centre_of(ball, straight()) == (6, 12, 7)
 
 
 def test_nearest_is_meant_in_millimetres() -> None:
     mask = np.zeros((31, 31, 31), dtype=bool)
     mask[15, 15, 12] = mask[15, 15, 18] = mask[19, 15, 15] = mask[11, 15, 15] = True
     thick = Geometry((31, 31, 31), affine_of(np.diag((1.0, 1.0, 5.0))))
-    assert preview._centre_of(mask, thick)[2] == 15
+    assert centre_of(mask, thick)[2] == 15
 
 
 def test_no_voxel_is_lost_at_any_size() -> None:

@@ -76,7 +76,8 @@ class Settings:
 
     Args:
         formats: endings of masks, such as "nrrd", and "dicom-seg" or "rtstruct"; none for the scan's own.
-        clean_up: keep only the largest connected part of each mask and fill its holes.
+        clean_up: keep only the largest connected part of each mask and fill its holes; None for what the
+            model's plan does with stray parts, False to leave masks as they are.
         write_empty: write masks also for prompts that were not found.
         preview: a picture with three planes.
         ids: what becomes of DICOM identifiers.
@@ -84,7 +85,7 @@ class Settings:
     """
 
     formats: tuple[str, ...] = ()
-    clean_up: bool = False
+    clean_up: bool | None = None
     write_empty: bool = False
     preview: bool = True
     ids: Ids = "hash"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -170,3 +172,16 @@ def _shortcut(channels_in: int, channels_out: int, norm: Norm, stride: Triple) -
         return nn.Sequential(*pool) if pool else nn.Identity()
     project = [nn.Conv3d(channels_in, channels_out, 1, bias=False), make_norm(norm, channels_out)]
     return nn.Sequential(*pool, *project)
+
+
+def instance_normed(network: nn.Module) -> Iterator[nn.Conv3d]:
+    """The convolutions whose output goes straight into an instance norm, so that their scale says nothing."""
+    for module in network.modules():
+        pairs: list[tuple[nn.Module, nn.Module]] = []
+        if isinstance(module, (ConvNormAct, ResidualBlock)):
+            pairs = [(module.conv, module.norm)]
+        elif isinstance(module, nn.Sequential):
+            pairs = list(itertools.pairwise(module))
+        for conv, norm in pairs:
+            if isinstance(conv, nn.Conv3d) and conv.bias is None and isinstance(norm, nn.InstanceNorm3d):
+                yield conv

@@ -14,9 +14,9 @@ from scipy.ndimage import binary_dilation, binary_erosion
 
 from textseg.destination import save_png
 from textseg.errors import GeometryError
-from textseg.geometry import WORLD_ENDS, Box, Geometry, Scalar, bounding_box
+from textseg.geometry import WORLD_ENDS, AxisOrder, Box, Geometry, Scalar, bounding_box
 from textseg.lettering import DOTS, Font, drawable, font_for, shortened
-from textseg.packed import PackedMasks
+from textseg.packed import PackedMasks, within
 from textseg.volume import guess_modality
 
 Bools = NDArray[np.bool_]
@@ -120,21 +120,24 @@ def render_preview(
     order = geometry.canonical_order()
     image, geometry = order.apply(image), geometry.reordered(order)
     anywhere: Bools = np.zeros(geometry.shape, dtype=bool)
-    for one in masks:
-        anywhere |= order.apply(one)
+    for index in range(len(masks)):
+        part = _part(masks, index, order)
+        if part is not None:
+            anywhere[part[0].slices] |= part[1]
     found = bounding_box(anywhere)
-    centre = _middle_of(geometry.shape) if found is None else _centre_of(anywhere, geometry)
+    centre = _middle_of(geometry.shape) if found is None else _centre_of(anywhere, found, geometry)
     view = _field_of_view(geometry, centre, found)
 
     scale = PICTURE_PIXELS / max(n * mm for n, mm in zip(view.shape, geometry.spacing_mm, strict=True))
     sizes = [_picture_size(plane, view, geometry, scale) for plane in PLANES]
     cuts_of_planes: list[list[Bools]] = [[] for _ in PLANES]
     legend = []
-    for label, one in zip(labels, masks, strict=True):
-        shown = order.apply(one)[view.slices]
+    for index, label in enumerate(labels):
+        part = _part(masks, index, order)
         for plane, size, cuts in zip(PLANES, sizes, cuts_of_planes, strict=True):
-            cuts.append(_stretched(plane.cut(shown, _inside(centre, view)), size))
-        legend.append(_entry(label, bool(shown.any()), any(cuts[-1].any() for cuts in cuts_of_planes)))
+            cuts.append(_stretched(_mask_cut(plane, part, centre, view), size))
+        # The view holds all that is marked.
+        legend.append(_entry(label, part is not None, any(cuts[-1].any() for cuts in cuts_of_planes)))
 
     window, tiles = _window(image), []
     for plane, size, cuts in zip(PLANES, sizes, cuts_of_planes, strict=True):
@@ -177,6 +180,15 @@ def _entry(label: str, is_there: bool, seen: bool) -> str:
     return f"{label} (not in these planes)" if is_there else f"{label} (nothing marked)".lstrip()
 
 
+def _part(masks: Bools | PackedMasks, index: int, order: AxisOrder) -> tuple[Box, Bools] | None:
+    """A mask's box in canonical axes and what lies in it; None for an empty one."""
+    found = within(masks, index)
+    if found is None:
+        return None
+    box, inside = found
+    return box.reordered(order, masks.shape[1:]), order.apply(inside)
+
+
 # ---- where to look ----
 
 
@@ -185,9 +197,13 @@ def _middle_of(shape: Voxel) -> Voxel:
     return x, y, z
 
 
-def _centre_of(mask: Bools, geometry: Geometry) -> Voxel:
-    """The voxel of the mask that is nearest to its centre of mass: of two kidneys, a place in one of them."""
-    away_mm2 = []
+def _centre_of(mask: Bools, box: Box, geometry: Geometry) -> Voxel:
+    """The voxel of the mask that is nearest to its centre of mass: of two kidneys, a place in one of them.
+
+    Args:
+        box: that holds all of the mask.
+    """
+    mask, away_mm2 = mask[box.slices], []
     for axis, spacing_mm in enumerate(geometry.spacing_mm):
         counts = mask.sum(axis=tuple(other for other in range(3) if other != axis))
         index = np.arange(counts.size)
@@ -200,7 +216,8 @@ def _centre_of(mask: Bools, geometry: Geometry) -> Voxel:
         y, z = np.unravel_index(distance.argmin(), distance.shape)
         if distance[y, z] < best:
             nearest, best = (int(x), int(y), int(z)), distance[y, z]
-    return nearest
+    across, up, along = (at + start for at, start in zip(nearest, box.start, strict=True))
+    return across, up, along
 
 
 def _field_of_view(geometry: Geometry, centre: Voxel, found: Box | None) -> Box:
@@ -254,6 +271,19 @@ def _grey(cut: NDArray[np.floating], window: tuple[float, float], size: tuple[in
     return np.asarray(picture.resize(size, Image.Resampling.BICUBIC))
 
 
+def _mask_cut(plane: Plane, part: tuple[Box, Bools] | None, centre: Voxel, view: Box) -> Bools:
+    """A mask in the plane through a voxel, as much as is shown, as a picture (rows, columns)."""
+    across, at = plane.across, centre[plane.across]
+    flat = [n if axis != across else 1 for axis, n in enumerate(view.shape)]
+    shown: Bools = np.zeros(flat, dtype=bool)
+    if part is not None and part[0].start[across] <= at < part[0].stop[across]:
+        box, inside = part
+        place = list(box.moved([-start for start in view.start]).slices)
+        place[across] = slice(0, 1)
+        shown[tuple(place)] = inside.take([at - box.start[across]], axis=across)
+    return plane.cut(shown, (0, 0, 0))
+
+
 def _stretched(mask: Bools, size: tuple[int, int]) -> Bools:
     """The mask's cut (rows, columns) at this size, smooth where voxels are large, and no voxel of it lost."""
     width, height = size
@@ -284,8 +314,18 @@ def _coloured(grey: Bytes, cuts: Sequence[Bools]) -> Image.Image:
     for cut, colour in zip(cuts, _colours(), strict=False):
         rgb[cut] += FILL_OPACITY * (np.array(colour) - rgb[cut])
     for cut, colour in zip(cuts, _colours(), strict=False):
-        rgb[binary_dilation(cut) & ~binary_erosion(cut)] = colour
+        for rows, columns in _around(cut):
+            inside = cut[rows, columns]
+            rgb[rows, columns][binary_dilation(inside) & ~binary_erosion(inside)] = colour
     return Image.fromarray(rgb.round().astype(np.uint8))
+
+
+def _around(cut: Bools) -> Iterator[tuple[slice, slice]]:
+    """The rows and columns of a picture that hold a mask and its outline; nothing for an empty one."""
+    box = bounding_box(cut[None])
+    if box is not None:
+        _, rows, columns = box.grown((0, 1, 1)).within((1, *cut.shape)).slices
+        yield rows, columns
 
 
 def _colours() -> Iterator[Colour]:

@@ -27,7 +27,7 @@ from textseg.train.synth import smooth_noise, synthesise
 from textseg.volume import Modality
 
 # How often a label map is drawn as CT; the rest as MR of random contrast.
-CT_FRACTION: Mapping[str, float] = {"torso": 0.65, "head_neck": 0.8, "phantom": 0.7, "brain": 0.0}
+CT_FRACTION: Mapping[str, float] = {"torso": 0.75, "head_neck": 0.8, "phantom": 0.7, "brain": 0.0}
 # Groups of the lexicon that lie so far from a mixture's cases that these can't show them: what a case does
 # not name is unknown, what can't be there is absent.
 FAR_GROUPS: Mapping[str, frozenset[str]] = {
