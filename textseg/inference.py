@@ -112,7 +112,7 @@ class Segmenter:
         zoom_above: look only where a look at half the resolution gives a logit above this, approximately; see
             `textseg.zoom`. None to look everywhere.
         exit_below: give a prompt up in windows whose coarse logits are nowhere above this, approximately; see
-            `textseg.early_exit`. None for never.
+            `textseg.early_exit`. None where the plan says so, minus infinity for never.
         mirrored: the mean of every window and its mirror image, with the sides swapped in words, in twice the
             time; see `textseg.mirrored`. None where the plan says so.
 
@@ -138,7 +138,7 @@ class Segmenter:
     ) -> None:
         self.compute = choose_compute(device, threads)
         self.memory, self.deterministic, self.mirrored = memory, deterministic, mirrored
-        self.zoom_above, self.exit_below = zoom_above, exit_below
+        self.zoom_above, self.exit_below = zoom_above, exit_below if exit_below != -math.inf else None
         self._footprints: dict[tuple[Shape, torch.dtype, bool], Footprint] = {}
         self.model: ModelFolder = find_model(model)
         self._foreign: ForeignModel | None = None
@@ -157,6 +157,8 @@ class Segmenter:
             self._foreign = NnunetModel(self.model.path, self.compute.device)
             return
         self.plan = self.model.plan
+        if exit_below is None:
+            self.exit_below = self.plan.windows.exit_below
         network = load_network(self.model.path, self.plan)
         self.network = for_inference(network, self.compute.device)
         # A trial would choose now this and now that.

@@ -154,6 +154,9 @@ class WindowPlan(Part):
     sigma_fraction: float = Field(gt=0)
     skip_air: bool = False
     """Whether windows without a voxel of the body are not looked at; they count as holding nothing."""
+    exit_below: float | None = None
+    """A prompt is given up in windows whose coarse logits are nowhere above this, see `textseg.early_exit`;
+    None for never. Only for weights that lose nothing by it on held-back cases."""
 
 
 class MaskPlan(Part):

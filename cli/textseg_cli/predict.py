@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -119,14 +120,14 @@ def predict(
         ),
     ] = False,
     early_exit: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--early-exit",
+            "--early-exit/--no-early-exit",
             help="Give a prompt up where the network's coarse scales deny it: quicker for many prompts, may "
-            "miss what is small.",
+            "miss what is small; as the model's plan says by default.",
             rich_help_panel=HOW,
         ),
-    ] = False,
+    ] = None,
     mirror: Annotated[
         bool | None,
         typer.Option(
@@ -243,7 +244,7 @@ def predict(
             deterministic=deterministic,
             backend=backend.value,
             zoom_above=zooms.ABOVE if zoom else None,
-            exit_below=exits.BELOW if early_exit else None,
+            exit_below={True: exits.BELOW, False: -math.inf, None: None}[early_exit],
             mirrored=mirror,
         )
         segmentation = segmenter(scans, texts, modality=kind, clean_up=clean_up, progress=progress)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +19,7 @@ from textseg.device import Compute, NotEnoughMemoryError
 from textseg.errors import ModelError, PlanError, PromptError, ScanError
 from textseg.geometry import AxisOrder, Box, Geometry
 from textseg.inference import Segmenter, segment, understand_all
+from textseg.plan import PLAN_FILE, read_plan, write_plan
 from textseg.resample import resample
 from textseg.sliding import Answer
 from textseg.volume import Volume
@@ -445,8 +448,18 @@ def test_deterministic_runs_agree_to_the_last_bit(model, volume):
     assert torch.are_deterministic_algorithms_enabled() == before
 
 
+def test_a_plan_may_give_prompts_up_early_and_a_caller_may_not(model, volume, tmp_path):
+    quick = Path(shutil.copytree(model, tmp_path / "quick"))
+    plan = read_plan(quick)
+    windows = plan.windows.model_copy(update={"exit_below": 1e9})
+    write_plan(plan.model_copy(update={"windows": windows}), quick / PLAN_FILE)
+    assert Segmenter(quick, device="cpu")(volume, "liver").shortcuts.prompts == 0.0
+    assert Segmenter(quick, device="cpu", exit_below=-1e9)(volume, "liver").shortcuts.prompts == 1.0
+    assert Segmenter(quick, device="cpu", exit_below=-math.inf)(volume, "liver").shortcuts is None
+
+
 def test_shortcuts_leave_out_what_they_say_and_are_told(model, volume):
-    exact = Segmenter(model, device="cpu")(volume, ["liver", "spleen"])
+    exact = Segmenter(model, device="cpu", exit_below=-math.inf)(volume, ["liver", "spleen"])
     assert exact.shortcuts is None
     quick = Segmenter(model, device="cpu", zoom_above=-1e9, exit_below=-1e9)(volume, ["liver", "spleen"])
     # Nothing is below that: so nothing is left out.
