@@ -1,6 +1,7 @@
 """What zoom, early exit and mirroring cost or save in time and in Dice, on training arrays' held-back cases.
 
-    python tests/benchmarks/approximations.py ARRAYS [--model default] [--cases 2] [--prompts 20] [--save]
+    python tests/benchmarks/approximations.py ARRAYS [--model default] [--mixtures torso brain] [--cases 2]
+        [--prompts 20] [--save]
 
 Each case is asked for its own structures, at most so many, and for as many that its labels do not show; and
 once more for the largest structure alone, since zoom is for few prompts and early exit for many. Seconds are
@@ -104,11 +105,19 @@ class Shortcuts:
 
 
 def cases(
-    arrays: Path, plan: Plan, vectors: dict[Any, Tensor], mirror: Mirror, most: int, prompts: int
+    arrays: Path,
+    plan: Plan,
+    vectors: dict[Any, Tensor],
+    mirror: Mirror,
+    most: int,
+    prompts: int,
+    mixtures: Sequence[str],
 ) -> Iterator[Asked]:
     """Held-back cases with images or drawn ones, each with many prompts and with one."""
     taken: dict[str, int] = {}
     for facts_of in read_index(arrays):
+        if mixtures and facts_of.mixture not in mixtures:
+            continue
         if facts_of.split != "validation" or taken.get(facts_of.mixture, 0) == most:
             continue
         taken[facts_of.mixture] = taken.get(facts_of.mixture, 0) + 1
@@ -180,6 +189,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="What zoom, early exit and mirroring save and cost.")
     parser.add_argument("arrays", type=Path)
     parser.add_argument("--model", default="default")
+    parser.add_argument("--mixtures", nargs="+", default=(), help="of the training arrays; all by default")
     parser.add_argument("--cases", type=int, default=2, help="held-back cases of each mixture at most")
     parser.add_argument("--prompts", type=int, default=20, help="structures of each case at most")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -201,12 +211,15 @@ def main() -> None:
     )
     network = for_inference(load_network(folder.path, folder.plan), compute.device)
     go = Shortcuts(network, folder.plan, compute)
-    all_asked = list(cases(asked.arrays, folder.plan, dict(vectors), mirror, asked.cases, asked.prompts))
+    all_asked = list(
+        cases(asked.arrays, folder.plan, dict(vectors), mirror, asked.cases, asked.prompts, asked.mixtures)
+    )
     many = [one for one in all_asked if len(one.text) > 1]
     single = [one for one in all_asked if len(one.text) == 1]
     result = {
         **facts(asked.device, asked.threads, ("textseg", "torch")),
         "model": asked.model,
+        "mixtures": list(asked.mixtures) or "all",
         "zoom_above": ABOVE,
         "exit_below": BELOW,
         "cases": len(single),

@@ -33,7 +33,16 @@ def test_memory_that_is_none_or_too_little_is_refused(
     assert folder_of() == []
 
 
-@pytest.mark.parametrize(("options", "used"), [((), (False, False)), (("--zoom",), (True, False))], ids=str)
+@pytest.mark.parametrize(
+    ("options", "used"),
+    [
+        (("--no-early-exit",), (False, False)),
+        ((), (False, True)),  # as the default's plan says
+        (("--zoom", "--no-early-exit"), (True, False)),
+        (("--zoom", "--early-exit"), (True, True)),
+    ],
+    ids=str,
+)
 def test_the_record_tells_which_shortcuts_were_taken(
     options: tuple[str, ...], used: tuple[bool, bool], predict: Run, out: Path
 ) -> None:

@@ -88,6 +88,8 @@ def only_on_the_left(bright, side):
 def segmenter(tmp_path_factory):
     model = write_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
     segmenter = Segmenter(model, device="cpu", text_encoder=SideWords())
+    masks = segmenter.plan.masks.model_copy(update={"smallest_part": 0.0})
+    segmenter.plan = segmenter.plan.model_copy(update={"masks": masks})
     segmenter.compute = Compute(torch.device("cpu"), torch.float32)
     return segmenter
 
