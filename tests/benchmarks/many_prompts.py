@@ -95,7 +95,8 @@ def main() -> None:
             f"{count} prompts": predict(scan, names(count), Path(folder) / str(count), asked)
             for count in sorted(asked.prompts)
         }
-    few, *_, many = runs.values()
+    every = list(runs.values())
+    few, many = every[0], every[-1]
     result = {
         **facts(asked.device, os.cpu_count() or 1, ("textseg", "torch")),
         "shape": list(asked.shape),
