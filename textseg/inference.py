@@ -138,7 +138,7 @@ class Segmenter:
     ) -> None:
         self.compute = choose_compute(device, threads)
         self.memory, self.deterministic, self.mirrored = memory, deterministic, mirrored
-        self.zoom_above, self.exit_below = zoom_above, exit_below if exit_below != -math.inf else None
+        self.zoom_above = zoom_above
         self._footprints: dict[tuple[Shape, torch.dtype, bool], Footprint] = {}
         self.model: ModelFolder = find_model(model)
         self._foreign: ForeignModel | None = None
@@ -157,8 +157,8 @@ class Segmenter:
             self._foreign = NnunetModel(self.model.path, self.compute.device)
             return
         self.plan = self.model.plan
-        if exit_below is None:
-            self.exit_below = self.plan.windows.exit_below
+        chosen_exit = self.plan.windows.exit_below if exit_below is None else exit_below
+        self.exit_below = None if chosen_exit == -math.inf else chosen_exit
         network = load_network(self.model.path, self.plan)
         self.network = for_inference(network, self.compute.device)
         # A trial would choose now this and now that.

@@ -298,6 +298,13 @@ class Plan(Part):
                 f"({', '.join(self.channels)}), got {count}. Give one file a channel{several}."
             )
 
+    def for_other_weights(self) -> Plan:
+        """The plan without what held-back cases showed for its own weights alone: giving prompts up early,
+        and dropping stray parts."""
+        windows = self.windows.model_copy(update={"exit_below": None})
+        masks = self.masks.model_copy(update={"smallest_part": 0.0})
+        return self.model_copy(update={"windows": windows, "masks": masks})
+
     def spacing_for(self, group: str | None) -> Millimetres:
         """Working spacing in mm (x, y, z of the canonical axes) for a group of the lexicon."""
         return self.group_for(group).spacing_mm

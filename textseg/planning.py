@@ -311,7 +311,7 @@ def _skeleton(fingerprint: Fingerprint, base: Plan, spacing: Spacing) -> Plan:
     intensity = intensity_rules(fingerprint, base)
     labels = len(fingerprint.labels)
     described = f"{labels} structure{'s' if labels != 1 else ''}, {_in_words(tuple(intensity))}"
-    return base.model_copy(
+    return base.for_other_weights().model_copy(
         update={
             "name": _slug(fingerprint.dataset),
             "summary": f"Planned for {fingerprint.dataset}: {len(fingerprint.cases)} cases, {described}.",

@@ -125,6 +125,15 @@ def test_all_that_a_dataset_labels_is_looked_for_at_one_voxel_size(plan, dataset
     assert tuned.spacing_for("sarcoma") == plan.spacing_for("sarcoma")
 
 
+def test_new_weights_take_no_shortcuts_that_the_old_ones_were_found_to_bear(plan, dataset):
+    windows = plan.windows.model_copy(update={"exit_below": -5.0})
+    masks = plan.masks.model_copy(update={"smallest_part": 0.2})
+    proven = plan.model_copy(update={"windows": windows, "masks": masks})
+    tuned = finetune_plan(proven, dataset, 40)
+    assert (tuned.windows.exit_below, tuned.masks.smallest_part) == (None, 0.0)
+    assert tuned == finetune_plan(proven.for_other_weights(), dataset, 40)
+
+
 def test_the_plan_of_a_finetuning_rehearses_if_asked(plan, dataset):
     tuned = finetune_plan(plan, dataset, 40)
     assert tuned.training.steps == 40

@@ -314,18 +314,13 @@ def _coloured(grey: Bytes, cuts: Sequence[Bools]) -> Image.Image:
     for cut, colour in zip(cuts, _colours(), strict=False):
         rgb[cut] += FILL_OPACITY * (np.array(colour) - rgb[cut])
     for cut, colour in zip(cuts, _colours(), strict=False):
-        for rows, columns in _around(cut):
+        marked = bounding_box(cut[None])
+        if marked is not None:
+            # With a pixel around it for the outline.
+            _, rows, columns = marked.grown((0, 1, 1)).within((1, *cut.shape)).slices
             inside = cut[rows, columns]
             rgb[rows, columns][binary_dilation(inside) & ~binary_erosion(inside)] = colour
     return Image.fromarray(rgb.round().astype(np.uint8))
-
-
-def _around(cut: Bools) -> Iterator[tuple[slice, slice]]:
-    """The rows and columns of a picture that hold a mask and its outline; nothing for an empty one."""
-    box = bounding_box(cut[None])
-    if box is not None:
-        _, rows, columns = box.grown((0, 1, 1)).within((1, *cut.shape)).slices
-        yield rows, columns
 
 
 def _colours() -> Iterator[Colour]:

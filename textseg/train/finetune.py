@@ -143,7 +143,8 @@ def finetune_plan(
     common = common_group(dataset, plan)
     labelled = {label.group for label in dataset.labels.values() if label.group is not None}
     groups = dict(plan.groups) | dict.fromkeys(labelled, plan.groups[common])
-    return plan.model_copy(update={"training": recipe, "groups": groups, "default_group": common})
+    changed = {"training": recipe, "groups": groups, "default_group": common}
+    return plan.for_other_weights().model_copy(update=changed)
 
 
 def confusable(
